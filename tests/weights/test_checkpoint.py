@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import hashlib
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from hilm import errors
+from hilm.weights import content_key, open_checkpoint
+from hilm.weights.checkpoint import BLOCK_VALUES, Span, TensorInfo
+from hilm.weights.folder import INDEX
+from hilm.weights.roles import classify
+from tests.tiny import bert_like, file_bytes, stored, write_model
+
+
+def info(shape, dtype="F32"):
+    return TensorInfo("t", dtype, shape, Span(0, 0, 0), classify("t", shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "matrices"),
+    [((), (1, 1, 1)), ((5,), (1, 1, 5)), ((3, 4), (1, 3, 4)), ((8, 40, 64), (8, 40, 64)), ((8, 3, 3), (1, 8, 9)),
+     ((6, 2, 3, 4), (1, 6, 24)), ((0, 5), (1, 0, 5))],
+)  # fmt: skip
+def test_every_shape_is_seen_as_matrices(shape, matrices):
+    assert info(shape).matrices == matrices
+
+
+@given(
+    st.lists(st.integers(0, 700), max_size=4).map(tuple)
+    | st.tuples(st.integers(1, 3), st.integers(1, 2 * BLOCK_VALUES))
+)
+def test_canonical_blocks_tile_the_tensor_in_whole_rows(shape):
+    tensor = info(shape)
+    cuts = list(tensor.cuts())
+    assert cuts[0][0] == 0
+    assert cuts[-1][1] == tensor.numel
+    assert all(a[1] == b[0] for a, b in zip(cuts, cuts[1:], strict=False))
+    _, rows, columns = tensor.matrices
+    for start, stop in cuts:
+        assert stop - start <= BLOCK_VALUES
+        if 0 < columns <= BLOCK_VALUES:
+            assert start % columns == stop % columns == 0
+            assert start // (rows * columns) == (stop - 1) // (rows * columns)
+
+
+def test_values_equal_those_of_the_safetensors_library(tmp_path):
+    tensors = {k: v for k, v in bert_like(3).items() if "layer.0" in k} | {"scalar": np.array(2.5, np.float32)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.metadata == {"format": "pt"}
+        assert set(checkpoint.tensors) == set(tensors)
+        for name, expected in tensors.items():
+            np.testing.assert_array_equal(checkpoint.array(name), expected)
+        weight = checkpoint.array("encoder.layer.0.output.dense.weight")
+        np.testing.assert_array_equal(checkpoint.read_rows("encoder.layer.0.output.dense.weight", 3, 9), weight[3:9])
+        with pytest.raises(errors.UsageError, match="no range"):
+            checkpoint.words("scalar", 0, 2)
+
+
+def test_shards_show_as_one_model_in_storage_order(tmp_path):
+    tensors = {name: np.full(4, i, np.float32) for i, name in enumerate("dbca")}
+    with open_checkpoint(write_model(tmp_path, tensors, shards=2)) as checkpoint:
+        assert list(checkpoint.tensors) == ["d", "c", "b", "a"]
+        assert checkpoint.total_parameters == 16
+
+
+def test_the_index_decides_where_a_tensor_stands_twice(tmp_path):
+    write_model(tmp_path, {"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32)}, shards=2)
+    second = tmp_path / "model-00002-of-00002.safetensors"
+    second.write_bytes(file_bytes({n: stored(np.ones(2, np.float32)) for n in ("a", "b", "extra")}))
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.array("a").tolist() == [0, 0]
+        assert checkpoint.array("extra").tolist() == [1, 1]
+        assert any("shadowed" in note for note in checkpoint.notes)
+    (tmp_path / INDEX).unlink()
+    with pytest.raises(errors.DuplicateTensor, match="'a'"):
+        open_checkpoint(tmp_path)
+
+
+def test_an_index_that_promises_an_absent_tensor_is_corrupt(tmp_path):
+    write_model(tmp_path, {"a": np.zeros(2), "b": np.zeros(2)}, shards=2)
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(file_bytes({"c": stored(np.zeros(1))}))
+    with pytest.raises(errors.CorruptCheckpoint, match="'b'"):
+        open_checkpoint(tmp_path)
+
+
+def test_names_removed_by_a_saver_become_aliases_counted_once(tmp_path):
+    tied = {"embed.weight": np.ones((4, 2), np.float32)}
+    write_model(tmp_path, tied, metadata={"lm_head.weight": "embed.weight", "format": "pt"})
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.tensors["lm_head.weight"].alias_of == "embed.weight"
+        assert checkpoint.tensors["lm_head.weight"].role.type == "output"
+        assert checkpoint.total_parameters == 8
+        assert [b.info.name for b in checkpoint.blocks()] == ["embed.weight"]
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "text"),
+    [
+        (b"", errors.NotACheckpoint, "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", errors.NotACheckpoint, "LFS"),
+        (b"<!DOCTYPE html><html>not found</html>", errors.NotACheckpoint, "HTML"),
+        (b"\xff" * 40, errors.HeaderError, "length"),
+        (file_bytes({"w": stored(np.ones(9, np.float32))})[:-1], errors.TruncatedFile, "describes"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path, data, error, text):
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(error, match=text):
+        open_checkpoint(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) < 200
+
+
+def test_content_key_ignores_file_names_and_reads_every_byte(tmp_path):
+    a = write_model(tmp_path / "a", {"w": np.arange(5, dtype=np.float32)})
+    with open_checkpoint(a) as checkpoint:
+        digests = checkpoint.file_digests()
+    data = (a / "model.safetensors").read_bytes()
+    assert digests == (hashlib.sha256(data).digest(),)
+    (tmp_path / "b.safetensors").write_bytes(data)
+    with open_checkpoint(tmp_path / "b.safetensors") as checkpoint:
+        assert content_key(checkpoint.file_digests()) == content_key(digests)
+
+
+def test_state_changes_with_the_file(tmp_path):
+    folder = write_model(tmp_path, {"w": np.arange(5, dtype=np.float32)})
+    with open_checkpoint(folder) as checkpoint:
+        before = checkpoint.state
+        checkpoint.check_unchanged()
+        os.utime(folder / "model.safetensors", ns=(1, 1))
+        with pytest.raises(errors.SourceChanged):
+            checkpoint.check_unchanged()
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.state != before
+
+
+def test_configuration_is_data_of_bounded_size(tmp_path):
+    folder = write_model(tmp_path, {"w": np.ones(1)}, config={"model_type": "bert"})
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.config == {"model_type": "bert"}
+    (folder / "config.json").write_text("[" * 200_000)
+    with open_checkpoint(folder) as checkpoint, pytest.raises(errors.CorruptCheckpoint):
+        _ = checkpoint.config

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hilm.errors import UsageError
+from hilm.weights.checkpoint import Span, TensorInfo
+from hilm.weights.roles import classify
+from hilm.weights.selection import RUN, Selection
+from hilm.weights.streamer import as_runs
+
+
+def tensors(sizes):
+    return tuple(TensorInfo(f"t{i}", "F32", (n,), Span(0, 0, 4 * n), classify("t")) for i, n in enumerate(sizes))
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=20), st.integers(1, 30_000))
+def test_exactly_n_values_spread_over_all_tensors(sizes, limit):
+    selection = Selection.spread(tensors(sizes), limit)
+    assert selection.total == min(limit, sum(sizes))
+    filled = sum(n > 0 for n in sizes)
+    assert sum(c > 0 for c in selection.counts) == min(filled, selection.total)
+    for index, size in enumerate(sizes):
+        assert 0 <= selection.counts[index] <= size
+        positions = selection.positions(index)
+        if positions is None:
+            assert selection.counts[index] == size
+            continue
+        assert len(positions) == selection.counts[index]
+        assert (np.diff(positions) > 0).all()
+        if len(positions):
+            assert 0 <= positions[0]
+            assert positions[-1] < size
+
+
+def test_runs_are_even_and_at_most_sixty_four_long():
+    selection = Selection.spread(tensors([1_000_000]), 10_000)
+    runs = as_runs(selection.positions(0))
+    lengths = [b - a for a, b in runs]
+    gaps = [b[0] - a[0] for a, b in zip(runs, runs[1:], strict=False)]
+    assert max(lengths) <= RUN
+    assert max(gaps) - min(gaps) <= RUN
+
+
+def test_shares_follow_sizes():
+    counts = Selection.spread(tensors([10, 1000, 100_000]), 10_101).counts
+    assert counts[0] < counts[1] < counts[2]
+    assert counts[2] / counts[1] == pytest.approx(100, rel=0.1)
+
+
+def test_no_sample_of_nothing():
+    with pytest.raises(UsageError):
+        Selection.spread(tensors([5]), 0)
