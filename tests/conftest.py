@@ -5,6 +5,11 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine must not fail a property: time is measured in benchmarks/, not here.
+settings.register_profile("hilm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hilm")
 
 
 @pytest.fixture(autouse=True)

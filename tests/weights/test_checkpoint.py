@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from hilm import errors
-from hilm.weights import content_key, open_checkpoint
+from hilm.weights import open_checkpoint
 from hilm.weights.checkpoint import BLOCK_VALUES, Span, TensorInfo
 from hilm.weights.folder import INDEX
 from hilm.weights.roles import classify
@@ -43,7 +42,7 @@ def test_canonical_blocks_tile_the_tensor_in_whole_rows(shape):
     _, rows, columns = tensor.matrices
     for start, stop in cuts:
         assert stop - start <= BLOCK_VALUES
-        if 0 < columns <= BLOCK_VALUES:
+        if tensor.numel and columns <= BLOCK_VALUES:
             assert start % columns == stop % columns == 0
             assert start // (rows * columns) == (stop - 1) // (rows * columns)
 
@@ -114,17 +113,6 @@ def test_what_is_no_checkpoint_is_named(tmp_path, data, error, text):
     with pytest.raises(error, match=text):
         open_checkpoint(tmp_path)
     assert len(os.listdir("/proc/self/fd")) < 200
-
-
-def test_content_key_ignores_file_names_and_reads_every_byte(tmp_path):
-    a = write_model(tmp_path / "a", {"w": np.arange(5, dtype=np.float32)})
-    with open_checkpoint(a) as checkpoint:
-        digests = checkpoint.file_digests()
-    data = (a / "model.safetensors").read_bytes()
-    assert digests == (hashlib.sha256(data).digest(),)
-    (tmp_path / "b.safetensors").write_bytes(data)
-    with open_checkpoint(tmp_path / "b.safetensors") as checkpoint:
-        assert content_key(checkpoint.file_digests()) == content_key(digests)
 
 
 def test_state_changes_with_the_file(tmp_path):

@@ -13,7 +13,7 @@ def test_figures_equal_numpy_over_each_role(tmp_path):
     statistics = RoleStatistics()
     with open_checkpoint(write_model(tmp_path, tensors)) as checkpoint:
         for block in checkpoint.blocks():
-            statistics.update(block)
+            statistics.update(block.info.role.type, block.values)
         roles = {name: info.role.type for name, info in checkpoint.tensors.items()}
     for role, figures in statistics.summary().items():
         values = np.concatenate([t.ravel() for n, t in tensors.items() if roles[n] == role]).astype(np.float64)
@@ -37,5 +37,5 @@ def test_no_value_has_no_mean(tmp_path):
     statistics = RoleStatistics()
     with open_checkpoint(write_model(tmp_path, {"w": stored(np.empty(0, np.float32))})) as checkpoint:
         for block in checkpoint.blocks():
-            statistics.update(block)
+            statistics.update(block.info.role.type, block.values)
     assert statistics.summary()["other"]["mean"] is None

@@ -1,6 +1,7 @@
 """Read any checkpoint: tensors are byte ranges, values arrive in blocks of bounded size."""
 
-from hilm.weights.checkpoint import Checkpoint, FileInfo, Span, TensorInfo, content_key, open_checkpoint
+from hilm.weights.checkpoint import Checkpoint, FileInfo, Span, TensorInfo, open_checkpoint
+from hilm.weights.content import ContentDigest, content_key
 from hilm.weights.dtypes import DTYPES, DType, decode
 from hilm.weights.memory import MemoryMonitor
 from hilm.weights.roles import LAYER_TYPES, Role, classify
@@ -19,6 +20,7 @@ __all__ = [
     "Block",
     "Checkpoint",
     "ChunkMetadata",
+    "ContentDigest",
     "DType",
     "FileInfo",
     "MemoryEfficientParameterStreamer",

@@ -6,13 +6,15 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from hilm.errors import SourceChanged, StorageError, TruncatedFile
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
+
 
 class ByteSource(Protocol):
     """A file of known length that is read by ranges."""
@@ -58,10 +60,9 @@ class FileSource:
 
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes of one range."""
-        found = os.pread(self._descriptor, stop - start, start)
-        if len(found) != stop - start:
-            raise TruncatedFile(f"{self.path} ends {stop - start - len(found):,} bytes too early")
-        return found
+        out = np.empty(stop - start, np.uint8)
+        self.read_into(start, out)
+        return out.tobytes()
 
     def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill ``out`` with the bytes from ``start`` on."""

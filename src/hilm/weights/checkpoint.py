@@ -135,6 +135,7 @@ class Checkpoint:
 
     Attributes:
         name: What people call it.
+        path: What names it: its folder, or the one file.
         root: Folder of the files.
         format: ``safetensors``.
         files: Weight files in name order.
@@ -147,6 +148,7 @@ class Checkpoint:
 
     def __init__(self, location: Location) -> None:
         self.name = location.name
+        self.path = location.path
         self.root = location.root
         self._sources: list[FileSource] = []
         notes = [f"{name} is not part of the checkpoint" for name in location.unused]
@@ -246,19 +248,14 @@ class Checkpoint:
 
         return read_blocks(self, names, include_integer=include_integer, poison=poison)
 
-    def file_digests(self) -> tuple[bytes, ...]:
-        """SHA-256 of every weight file, read in full."""
-        return tuple(_hash_file(source) for source in self._sources)
+    def read_file(self, number: int, start: int, stop: int) -> bytes:
+        """Bytes of ``files[number]``, tensor data or not."""
+        return self._sources[number].read(start, stop)
 
     def check_unchanged(self) -> None:
         """Raise ``SourceChanged`` if any file is no longer the one that was opened."""
         for source in self._sources:
             source.check_unchanged()
-
-
-def content_key(file_digests: tuple[bytes, ...]) -> bytes:
-    """Identity of a checkpoint's bytes, whatever its files are called: 32 bytes."""
-    return hashlib.sha256(b"hilm-content-1" + b"".join(sorted(file_digests))).digest()
 
 
 def open_checkpoint(target: str | PathLike[str]) -> Checkpoint:
@@ -268,15 +265,6 @@ def open_checkpoint(target: str | PathLike[str]) -> Checkpoint:
         InputError: Whatever is wrong with what is there; see ``hilm.errors`` for the kinds.
     """
     return Checkpoint(locate(target))
-
-
-def _hash_file(source: FileSource) -> bytes:
-    digest, buffer = hashlib.sha256(), np.empty(4 << 20, np.uint8)
-    for start in range(0, source.size, len(buffer)):
-        piece = buffer[: min(len(buffer), source.size - start)]
-        source.read_into(start, piece)
-        digest.update(piece.data)
-    return digest.digest()
 
 
 def _explain_foreign(source: FileSource) -> None:

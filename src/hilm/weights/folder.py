@@ -38,6 +38,7 @@ class Location:
 
     Attributes:
         name: What people call it: the folder's name, or the file's without its suffix.
+        path: What names the checkpoint: its folder, or the one file.
         root: The folder that holds the files.
         weights: Weight files, in name order.
         shard_of: Tensor name → file name where an index says so, else empty.
@@ -45,6 +46,7 @@ class Location:
     """
 
     name: str
+    path: Path
     root: Path
     weights: tuple[Path, ...]
     shard_of: Mapping[str, str]
@@ -84,8 +86,10 @@ def _locate_file(path: Path) -> Location:
             f"{path} is not a safetensors file", hint="convert it: safetensors.torch.save_file"
         )
     root = path.parent.resolve()
-    name = root.name if path.name in PREFERRED else path.stem
-    return Location(name, root, (root / path.name,), {})
+    file = root / path.name
+    if path.name in PREFERRED:
+        return Location(root.name, root, root, (file,), {})
+    return Location(path.stem, file, root, (file,), {})
 
 
 def _locate_in(folder: Path) -> Location:
@@ -95,11 +99,11 @@ def _locate_in(folder: Path) -> Location:
     for preferred in PREFERRED:
         if folder / preferred in found:
             unused = tuple(p.name for p in found if p.name != preferred)
-            return Location(folder.name, folder, (folder / preferred,), {}, unused)
+            return Location(folder.name, folder, folder, (folder / preferred,), {}, unused)
     if len(found) == 1 and not _SHARD.fullmatch(found[0].name):
-        return Location(folder.name, folder, (found[0],), {})
+        return Location(folder.name, folder, folder, (found[0],), {})
     if found:
-        return Location(folder.name, folder, _complete_set(folder, found), {})
+        return Location(folder.name, folder, folder, _complete_set(folder, found), {})
     others = sorted(p.name for p in folder.iterdir() if p.suffix in _UNREAD)
     if others:
         raise UnsupportedFormat(
@@ -133,8 +137,9 @@ def _locate_indexed(index: Path) -> Location:
     _require_files(folder, names)
     if not names:
         raise NotACheckpoint(f"{index} names no weight file")
-    others = (p.name for p in folder.glob("*.safetensors") if p.name not in names)
-    return Location(folder.name, folder, tuple(folder / n for n in names), shard_of, tuple(sorted(others)))
+    others = sorted(p.name for p in folder.glob("*.safetensors") if p.name not in names)
+    weights = tuple(folder / name for name in names)
+    return Location(folder.name, folder, folder, weights, shard_of, tuple(others))
 
 
 def _check_inside(folder: Path, name: str) -> None:

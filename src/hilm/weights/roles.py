@@ -35,6 +35,7 @@ LAYER_TYPES = ("embedding", "attention", "mlp", "normalization", "output", "othe
 
 ALIASES = {"norm": "normalization", "embeddings": "embedding", "ffn": "mlp", "head": "output"}
 
+# What a component can be marked as, one bit each; the rules combine them.
 (
     _NORM,
     _OUTPUT,
@@ -71,7 +72,7 @@ _MARKS = {
     _MLP: "mlp ffn intermediate fc moe expert experts router feed_forward feedforward",
     _FEED: "=ff =up_proj =down_proj =gate_proj =gate_up_proj =w1 =w2 =w3 =wi =wi_0 =wi_1 =wo "
     "=dense_h_to_4h =dense_4h_to_h =lin1 =lin2",
-    _LAYER_OUTPUT: "=output",
+    _LAYER_OUTPUT: "=output",  # of BERT's blocks
     _MIXER: "mixer ssm mamba",
     _BK: "=bk =bk_layer",
     _EXPERT: "expert experts",
@@ -140,7 +141,7 @@ _MARKS_OF = {
 _RANKS = {
     layer_type: {
         pattern: (rank, kind)
-        for rank, (kind, patterns) in reversed([*enumerate((*_COMMON_KINDS, *kinds))])
+        for rank, (kind, patterns) in enumerate((*_COMMON_KINDS, *kinds))
         for pattern in patterns.split()
     }
     for layer_type, kinds in _KINDS.items()

@@ -138,8 +138,9 @@ def _depth(value: Any) -> int:  # noqa: ANN401 - any JSON
 def _check_metadata(metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise HeaderError("metadata", "__metadata__ must map text to text")
-    if sum(len(k) + len(v) for k, v in metadata.items()) > MAX_METADATA:
-        raise HeaderError("metadata", f"__metadata__ is larger than {MAX_METADATA >> 20} MiB")
+    text = "".join(f"{key}{value}" for key, value in metadata.items())
+    if len(text) > MAX_METADATA or not _is_unicode(text):
+        raise HeaderError("metadata", f"__metadata__ is over {MAX_METADATA >> 20} MiB or not Unicode text")
     return metadata
 
 
@@ -154,7 +155,8 @@ def _check_entry(name: str, entry: object, data_start: int) -> Entry:
     if shape is None or len(shape) > MAX_RANK:
         raise HeaderError("shape", f"{name!r}: a shape is a list of at most {MAX_RANK} sizes")
     bits = math.prod(shape) * dtype.bits * dtype.values
-    if bits // 8 >= 1 << 63 or bits % 8:
+    extent = math.prod(max(size, 1) for size in shape) * dtype.bits * dtype.values
+    if extent // 8 >= 1 << 63 or bits % 8:
         raise HeaderError("shape", f"{name!r} of shape {list(shape)} does not fill whole bytes below 2^63")
     offsets = _integers(entry["data_offsets"])
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004 - begin and end
@@ -168,8 +170,13 @@ def _check_entry(name: str, entry: object, data_start: int) -> Entry:
 def _check_name(name: str) -> None:
     if not 1 <= len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME:
         raise HeaderError("name", f"a name of {len(name):,} characters; 1 to {MAX_NAME} bytes are read")
-    if not _CONTROL.isdisjoint(name) or any("\ud800" <= c <= "\udfff" for c in name):
+    if not _CONTROL.isdisjoint(name) or not _is_unicode(name):
         raise HeaderError("name", f"the tensor name {name[:80]!r} holds control characters")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no half of a surrogate pair stands alone."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _integers(value: object) -> tuple[int, ...] | None:
@@ -180,13 +187,12 @@ def _integers(value: object) -> tuple[int, ...] | None:
 
 
 def _check_tiling(entries: list[Entry], data_start: int, size: int) -> None:
-    """Non-empty tensors lie one behind the other from the first data byte to the last of the file."""
+    """Tensors lie one behind the other from the first data byte to the last of the file."""
     position = data_start
     for entry in entries:
-        if entry.start == entry.stop:
-            continue
         if entry.start != position:
-            code = "overlap" if entry.start < position else "hole"
+            beyond = "bounds" if entry.stop == entry.start > size else "hole"
+            code = "overlap" if entry.start < position else beyond
             raise HeaderError(code, f"{entry.name!r} starts {abs(entry.start - position):,} bytes off")
         position = entry.stop
     if position > size:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from hilm.errors import UsageError
+from hilm.errors import EmptySelection, UsageError
+from hilm.weights.roles import resolve_layer_types
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -33,7 +35,7 @@ class Selection:
     counts: tuple[int, ...]
 
     @classmethod
-    def spread(cls, tensors: tuple[TensorInfo, ...], limit: int | None = None) -> Selection:
+    def spread(cls, tensors: tuple[TensorInfo, ...], limit: int | None = None) -> Self:
         """Select all values, or exactly ``min(limit, all)`` by largest remainder.
 
         Raises:
@@ -59,6 +61,34 @@ class Selection:
             counts[filled[k]] += 1
         return cls(tensors, tuple(counts))
 
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        limit: int | None = None,
+        layers: Sequence[str] | None = None,
+        exclude_layers: Sequence[str] | None = None,
+    ) -> Self:
+        """Select from a checkpoint's weights: some layer types, and ``limit`` values spread over them.
+
+        Raises:
+            UnknownLayerType: A filter names no layer type.
+            EmptySelection: The filters leave nothing.
+            UsageError: ``limit`` is below 1.
+        """
+        wanted, unwanted = resolve_layer_types(layers or []), resolve_layer_types(exclude_layers or [])
+        weights = [t for t in checkpoint.tensors.values() if t.is_weight and t.alias_of is None]
+        chosen = tuple(
+            t for t in weights if (not wanted or t.role.type in wanted) and t.role.type not in unwanted
+        )
+        if not chosen:
+            present = Counter(t.role.type for t in weights)
+            counts = ", ".join(f"{kind} {count}" for kind, count in sorted(present.items())) or "none"
+            raise EmptySelection(
+                f"the layer filters leave no weights of {checkpoint.name}", hint=f"tensors by type: {counts}"
+            )
+        return cls.spread(chosen, limit)
+
     @property
     def total(self) -> int:
         """Values selected in all."""
@@ -73,6 +103,11 @@ class Selection:
         ordinals = np.arange(count, dtype=np.int64)
         run = ((ordinals + 1) * runs - 1) // count  # run j starts at ordinal ⌊j·count/runs⌋
         return ordinals + run * (size - count) // runs
+
+    def values(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
+        """All selected values behind each other, float32."""
+        parts = [block.values.copy() for block, _ in self.read(checkpoint)]
+        return np.concatenate(parts)
 
     def read(self, checkpoint: Checkpoint) -> Iterator[tuple[Block, NDArray[np.int64] | None]]:
         """Blocks holding the selected values, with their positions where not all were selected."""

@@ -12,8 +12,6 @@ from numba import njit
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from hilm.weights.streamer import Block
-
 
 @dataclass(slots=True)
 class Moments:
@@ -50,14 +48,14 @@ class Moments:
 
 
 class RoleStatistics:
-    """An accumulator: ``update`` with every block, then read ``summary``."""
+    """Figures per layer type: ``update`` with every run of values, then read ``summary``."""
 
     def __init__(self) -> None:
         self.by_role: dict[str, Moments] = {}
 
-    def update(self, block: Block) -> None:
-        """Add one block to the figures of its tensor's role."""
-        self.by_role.setdefault(block.info.role.type, Moments()).update(block.values)
+    def update(self, role: str, values: NDArray[np.float32]) -> None:
+        """Add values of a tensor of this layer type."""
+        self.by_role.setdefault(role, Moments()).update(values)
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Role → figures."""

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hilm.errors import Cancelled, EmptySelection, UsageError
+from hilm.errors import Cancelled, UsageError
 from hilm.weights.checkpoint import BLOCK_VALUES, Checkpoint, TensorInfo, open_checkpoint
 from hilm.weights.dtypes import decode
 from hilm.weights.memory import MemoryMonitor
-from hilm.weights.roles import resolve_layer_types
 from hilm.weights.selection import Selection
 
 if TYPE_CHECKING:
@@ -270,7 +269,8 @@ class MemoryEfficientParameterStreamer:
             with open_checkpoint(model) as opened:
                 yield from self.stream(opened, max_total_params=max_total_params)
             return
-        selection = Selection.spread(self.select(model), max_total_params)
+        config = self.config
+        selection = Selection.of(model, max_total_params, config.target_layers, config.exclude_layers)
         progress = self.progress = StreamingProgress(model.name, selection.total)
         self._carry = np.empty(0, np.float32)
         progress.layer_type_counts.update(t.role.type for t in selection.tensors)
@@ -285,22 +285,6 @@ class MemoryEfficientParameterStreamer:
         progress.finished = time.perf_counter()
 
     stream_model_parameters = stream
-
-    def select(self, checkpoint: Checkpoint) -> tuple[TensorInfo, ...]:
-        """The weight tensors that the layer filters leave, in storage order."""
-        wanted = resolve_layer_types(self.config.target_layers or [])
-        unwanted = resolve_layer_types(self.config.exclude_layers or [])
-        weights = [t for t in checkpoint.tensors.values() if t.is_weight and t.alias_of is None]
-        chosen = tuple(
-            t for t in weights if (not wanted or t.role.type in wanted) and t.role.type not in unwanted
-        )
-        if not chosen:
-            present = Counter(t.role.type for t in weights)
-            counts = ", ".join(f"{kind} {count}" for kind, count in sorted(present.items())) or "none"
-            raise EmptySelection(
-                f"the layer filters leave no tensor of {checkpoint.name}", hint=f"tensors by type: {counts}"
-            )
-        return chosen
 
     def _adapt(self, used_mb: float) -> None:
         """Halve above 90 % of the limit; double after two looks below 50 %."""

@@ -1,0 +1,58 @@
+"""Identity of a checkpoint's bytes, computed in the pass that reads them anyway."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hilm.weights.checkpoint import Checkpoint
+    from hilm.weights.streamer import Block
+
+_PIECE = 4 << 20
+
+
+class ContentDigest:
+    """An accumulator of SHA-256 over whole weight files.
+
+    Feed it every block of the checkpoint, integers included, in storage order. Bytes that belong to no tensor
+    (headers, tensors an index hides) are read when it passes them.
+
+    Args:
+        checkpoint: The open checkpoint the blocks come from.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._hashes = [hashlib.sha256() for _ in checkpoint.files]
+        self._positions = [0] * len(checkpoint.files)
+
+    def update(self, block: Block) -> None:
+        """Take the next block."""
+        span = block.info.span
+        start = span.start + block.start * block.info.type.bits // 8
+        self._skip_to(span.file, start)
+        self._hashes[span.file].update(block.words.data)
+        self._positions[span.file] = start + len(block.words)
+
+    def finish(self) -> tuple[bytes, ...]:
+        """SHA-256 of every weight file, 32 bytes each, in the order of ``Checkpoint.files``."""
+        for number, file in enumerate(self._checkpoint.files):
+            self._skip_to(number, file.size)
+        return tuple(h.digest() for h in self._hashes)
+
+    def _skip_to(self, number: int, stop: int) -> None:
+        for start in range(self._positions[number], stop, _PIECE):
+            raw = self._checkpoint.read_file(number, start, min(start + _PIECE, stop))
+            self._hashes[number].update(raw)
+
+
+def content_key(file_digests: Iterable[bytes]) -> bytes:
+    """Name the bytes of a checkpoint, whatever its files are called: SHA-256, 32 bytes.
+
+    Args:
+        file_digests: SHA-256 of every weight file.
+    """
+    return hashlib.sha256(b"hilm-content-1" + b"".join(sorted(file_digests))).digest()
