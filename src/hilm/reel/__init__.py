@@ -1,0 +1,1 @@
+"""Checkpoints as video files that decode bit for bit."""

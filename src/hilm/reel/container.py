@@ -1,0 +1,180 @@
+"""The reel file: a playable video in front, one atom of checked records behind it.
+
+    front          a complete MP4, or the smallest one
+    uuid atom      32-byte atom header │ 64-byte section header │ records │ index │ manifest │ 128-byte footer
+
+Offsets count from the first section header, the *origin*. An appended generation is a further atom with
+the same parts; its index and manifest replace the earlier ones. Every byte is covered by exactly one check.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from bisect import bisect_right
+from itertools import pairwise
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from hilm.errors import ChecksumMismatch, HeaderError
+from hilm.reel.crc32c import crc32c
+from hilm.reel.manifest import parse_manifest
+from hilm.reel.records import RECORD, RECORD_LIMIT, Kind, check_records
+from hilm.reel.sections import (
+    ATOM,
+    FOOTER_BYTES,
+    HEADER_BYTES,
+    Tail,
+    check_place,
+    find_sections,
+    front_crc32c,
+)
+from hilm.weights.byte_source import FileSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+    from hilm.reel.records import Claim, Index
+    from hilm.reel.sections import Section
+    from hilm.weights.byte_source import ByteSource
+
+
+_PIECE = 8 << 20
+
+
+class ReelFile:
+    """A reel open for reading: its manifest and index are checked, its records are checked when read.
+
+    Safe to use from several threads, as long as its source is.
+
+    Attributes:
+        manifest: What the reel says about itself.
+        index: Its records, [n] of dtype :data:`hilm.reel.manifest.RECORD`.
+        trailing: Bytes behind the last complete generation: an unfinished append, or foreign.
+
+    Raises:
+        NotAReel: No reel section.
+        Truncated: The first section is not complete.
+        ChecksumMismatch: Atom header, section header, index, manifest or footer are damaged.
+        UnsupportedVersion: Written by a newer format.
+        HeaderError: The parts contradict each other.
+    """
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source, tail = source, Tail(source)
+        self._origin, self._sections = find_sections(tail)
+        last = self._sections[-1]
+        self.trailing = source.size - self._origin - last.footer - FOOTER_BYTES
+        raw = tail.read(self._origin + last.index, self._origin + last.footer)
+        for fault in last.faults(raw):
+            raise ChecksumMismatch(f"the {fault} is damaged")
+        self.index: Index = np.frombuffer(raw[: last.manifest - last.index], RECORD)
+        _check_index(self.index, self._sections)
+        self.manifest = parse_manifest(raw[last.manifest - last.index :])
+        check_place(self.manifest, len(self._sections), self._origin - ATOM.size)
+        self._claims: list[Claim] = check_records(self.manifest, self.index)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a local file."""
+        source = FileSource.open(path)
+        with contextlib.ExitStack() as undo:
+            undo.callback(source.close)
+            reel = cls(source)
+            undo.pop_all()
+        return reel
+
+    @property
+    def front(self) -> bytes:
+        """The video in front.
+
+        Raises:
+            ChecksumMismatch: It is damaged.
+        """
+        if self._front_is_damaged():
+            raise ChecksumMismatch("the front video is damaged")
+        return self._source.read(0, self._origin - ATOM.size)
+
+    def record(self, number: int) -> bytes:
+        """Return the bytes of one record.
+
+        Raises:
+            ChecksumMismatch: They are damaged.
+        """
+        return self.records(number, 1)[0]
+
+    def records(self, first: int, count: int) -> list[bytes]:
+        """Return neighbouring records, fetched in one read; raises as :meth:`record` does."""
+        entries = self.index[first : first + count].tolist()
+        begin, end = entries[0][0], entries[-1][0] + entries[-1][1]
+        raw, found = self._read(begin, end), []
+        for number, (offset, size, checksum, *_) in enumerate(entries, first):
+            data = raw[offset - begin : offset - begin + size]
+            if crc32c(data) != checksum:
+                raise ChecksumMismatch(f"{self._describe(number)} is damaged")
+            found.append(data)
+        return found
+
+    def check_coverage(self) -> Iterator[str]:
+        """Read every byte of the file once and name the damaged regions.
+
+        Atom headers, section headers and footers were checked when the file was opened.
+        """
+        if self._front_is_damaged():
+            yield "front"
+        for generation, section in enumerate(self._sections, 1):
+            for fault in section.faults(self._read(section.index, section.footer)):
+                yield f"{fault} of generation {generation}"
+        for number, entry in enumerate(self.index):
+            offset, size, checksum, *_ = entry.item()
+            if self._crc32c(self._origin + offset, self._origin + offset + size) != checksum:
+                yield self._describe(number)
+        if self.trailing:
+            yield f"{self.trailing:,} trailing bytes"
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, start: int, stop: int) -> bytes:
+        return self._source.read(self._origin + start, self._origin + stop)
+
+    def _crc32c(self, start: int, stop: int) -> int:
+        checksum = 0
+        for begin in range(start, stop, _PIECE):
+            checksum = crc32c(self._source.read(begin, min(begin + _PIECE, stop)), checksum)
+        return checksum
+
+    def _front_is_damaged(self) -> bool:
+        return self._crc32c(0, self._origin - ATOM.size) != front_crc32c(self.manifest)
+
+    def _describe(self, number: int) -> str:
+        place = bisect_right(self._claims, (number, math.inf)) - 1
+        if place >= 0 and number < self._claims[place][1]:
+            return f"record {number} ({self._claims[place][2]})"
+        return f"record {number}"
+
+
+def _check_index(index: Index, sections: list[Section]) -> None:
+    """Records fill the space before each generation's index, in order and without gaps."""
+    known = (index["kind"] <= Kind.SAMPLES) & (index["file"] == 0) & (index["zero"] == 0)
+    sound = known & (index["size"] > 0) & (index["size"] <= RECORD_LIMIT)
+    if not sound.all():
+        raise HeaderError("record", f"record {int(np.argmin(sound))} is impossible")
+    ends = index["offset"] + index["size"]
+    edges = np.concatenate((np.array([HEADER_BYTES], np.uint64), ends))
+    for before, after in pairwise(sections):
+        edges[edges == before.index] = after.records
+    if (edges[:-1] != index["offset"]).any() or edges[-1] != sections[-1].index:
+        raise HeaderError("record", "the records leave gaps or overlap")

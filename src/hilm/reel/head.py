@@ -1,0 +1,160 @@
+"""The head of a slab: what its chunks need to be decoded, about a kilobyte.
+
+A fixed part, thresholds and vectors of the scale classes, the alphabet or the constant word, and the
+frequency tables follow each other without gaps.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from hilm.errors import ChecksumMismatch, UnsupportedVersion
+from hilm.reel.scales import MAX_CLASSES, Scales, one_class, pack_vector, parse_vector, sent_scales
+from hilm.reel.tables import MAX_ALPHABET, pack_tables, parse_tables
+from hilm.reel.tokens import ALPHABET
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from hilm.reel.words import WordView
+
+_FIXED = struct.Struct("<BBHBBHII14s")
+_UNUSED = bytes(14)  # step and reconstruction points of lossy coders
+
+
+class Coder(IntEnum):
+    """How the chunks of a slab are coded."""
+
+    RAW = 0
+    CONST = 1
+    SYMBOLS = 2
+
+
+class _Fixed(NamedTuple):
+    """The fixed part, field by field."""
+
+    coder: int
+    n_class: int
+    alphabet: int
+    bits: int
+    flags: int
+    n_values: int
+    largest_exponent: int
+    table_bytes: int
+    unused: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlabHead:
+    """A slab head in memory.
+
+    Attributes:
+        coder: How the chunks are coded.
+        view: The slab as words.
+        word: The one word of a constant slab, as stored.
+        scales: Scale classes; more than one only for floats coded as symbols.
+        bits: Leading bits of a float that its symbol takes; 0 for other words.
+        values: uint16, leading bits of each symbol, ascending; empty unless floats.
+        codes: [T, A] codes of the frequency tables, one per class; empty unless ``coder`` is ``SYMBOLS``.
+    """
+
+    coder: Coder
+    view: WordView
+    word: bytes = b""
+    scales: Scales = field(default_factory=one_class)
+    bits: int = 0
+    values: NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    codes: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+
+
+def pack_head(head: SlabHead) -> bytes:
+    """Write a slab head."""
+    scales, tables = head.scales, pack_tables(head.codes)
+    sends = sent_scales(head.view.rows, head.view.columns, scales.n_class)
+    fixed = _Fixed(
+        coder=head.coder,
+        n_class=scales.n_class,
+        alphabet=head.codes.shape[1],
+        bits=head.bits,
+        flags=_flags(sends),
+        n_values=head.values.size,
+        largest_exponent=0,
+        table_bytes=len(tables),
+        unused=_UNUSED,
+    )
+    vectors = [pack_vector(v) for v, sent in zip((scales.rows, scales.columns), sends, strict=True) if sent]
+    lists = scales.thresholds.astype("<i2").tobytes(), *vectors, head.values.astype("<u2").tobytes()
+    return b"".join((_FIXED.pack(*fixed), *lists, head.word, tables))
+
+
+def parse_head(data: bytes, view: WordView) -> SlabHead:
+    """Read the head of a slab.
+
+    Raises:
+        ChecksumMismatch: The head contradicts itself or the shape and type of the slab.
+        UnsupportedVersion: It names a coder this version does not know.
+    """
+    _require(len(data) >= _FIXED.size, f"is cut at {len(data)} bytes")
+    fixed = _Fixed(*_FIXED.unpack_from(data))
+    if fixed.coder not in set(Coder):
+        raise UnsupportedVersion(f"slab coder {fixed.coder} is not known to this version")
+    _check_fixed(fixed, view)
+    coder = Coder(fixed.coder)
+    scales, at = _parse_scales(data, view, fixed.n_class)
+    word_at = at + 2 * fixed.n_values
+    tables_at = word_at + (view.word.itemsize if coder == Coder.CONST else 0)
+    _require(len(data) == tables_at + fixed.table_bytes, f"of {len(data)} bytes has another size")
+    values = np.frombuffer(data, "<u2", fixed.n_values, at)
+    _require(bool((np.diff(values.astype(np.int64)) > 0).all()), "has an unsorted alphabet")
+    _require(values.size == 0 or int(values[-1]) >> fixed.bits == 0, "has values beyond its bits")
+    if coder != Coder.SYMBOLS:
+        return SlabHead(coder, view, word=data[word_at:tables_at])
+    codes = parse_tables(memoryview(data)[tables_at:], fixed.n_class, fixed.alphabet)
+    _require(bool((codes.any(axis=1) >= scales.occupied()).all()), "lacks a table in use")
+    return SlabHead(coder, view, scales=scales, bits=fixed.bits, values=values, codes=codes)
+
+
+def _require(condition: bool, found: str) -> None:  # noqa: FBT001 - an assertion about what is stored
+    if not condition:
+        raise ChecksumMismatch(f"slab head {found}")
+
+
+def _flags(sends: tuple[bool, bool]) -> int:
+    return 1 * sends[0] | 2 * sends[1]
+
+
+def _check_fixed(fixed: _Fixed, view: WordView) -> None:
+    """Only what this coder and this type of word can have written."""
+    symbols = fixed.coder == Coder.SYMBOLS
+    floats = symbols and view.kind == "float"
+    alphabet = (ALPHABET if view.kind == "token" else MAX_ALPHABET) if symbols else 0
+    sends = sent_scales(view.rows, view.columns, fixed.n_class)
+    _require(1 <= fixed.n_class <= (MAX_CLASSES if floats else 1), f"has {fixed.n_class} classes")
+    _require(symbols <= fixed.alphabet <= alphabet, f"has {fixed.alphabet} symbols")
+    _require(floats <= fixed.bits <= view.symbol_bits * floats, f"has symbols of {fixed.bits} bits")
+    _require(fixed.flags == _flags(sends), f"has flags {fixed.flags}")
+    _require(fixed.n_values == fixed.alphabet * floats, f"has an alphabet of {fixed.n_values} values")
+    _require(symbols or fixed.table_bytes == 0, "has tables but no symbols")
+    _require(fixed.largest_exponent == 0 and fixed.unused == _UNUSED, "uses fields of another coder")
+
+
+def _parse_scales(data: bytes, view: WordView, n_class: int) -> tuple[Scales, int]:
+    """Thresholds and vectors; also the offset behind them."""
+    at = _FIXED.size + 2 * (n_class - 1)
+    _require(at <= len(data), f"is cut at {len(data)} bytes")
+    if n_class == 1:
+        return one_class(), at
+    thresholds = np.frombuffer(data, "<i2", n_class - 1, _FIXED.size)
+    _require(bool((np.diff(thresholds.astype(np.int64)) >= 0).all()), "has falling thresholds")
+    rows, columns = np.zeros(view.rows, np.int8), np.zeros(view.columns, np.int8)
+    sends_rows, sends_columns = sent_scales(view.rows, view.columns, n_class)
+    if sends_rows:
+        rows, at = parse_vector(data, at, view.rows)
+    if sends_columns:
+        columns, at = parse_vector(data, at, view.columns)
+    return Scales(rows, columns, thresholds), at

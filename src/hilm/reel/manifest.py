@@ -1,0 +1,219 @@
+"""What a reel says about itself: the JSON manifest."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from hashlib import sha256
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from hilm.errors import HeaderError, UnsafePath, UnsupportedFormat, UnsupportedVersion
+from hilm.reel.layout import CHUNK_ELEMENTS, SLAB_ELEMENTS, coded_view
+from hilm.reel.schema import Coding, Manifest, find_fault, require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from hilm.reel.schema import Sample, Tensor
+
+
+MANIFEST_LIMIT: Final = 256 << 20
+_MODES = ("archive", "sample")
+_CODERS = ("symbols", "raw", "const")
+_MAX_NESTING = 16
+_MAX_DIMENSIONS = 32
+_MAX_NAME = 4096
+_MAX_SAMPLE = 1 << 22
+CODING: Final[Coding] = {
+    "slab_elements": SLAB_ELEMENTS,
+    "chunk_elements": CHUNK_ELEMENTS,
+    "prob_bits": 12,
+    "lanes": 8,
+    "next": [[0, 1], [3, 2], [5, 4], [6, 7], [1, 0], [2, 3], [4, 5], [7, 6]],
+}
+"""What this version writes."""
+
+
+def canonical_json(document: object) -> bytes:
+    """Encode as UTF-8 with sorted keys and no spaces.
+
+    Raises:
+        HeaderError: ``document`` holds NaN, an infinity or text that is not Unicode.
+    """
+    try:
+        text = json.dumps(
+            document, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+        )
+        return text.encode()
+    except ValueError as error:
+        raise HeaderError("json", f"this cannot be written as JSON: {error}") from error
+
+
+def tensor_digest(lines: Iterable[tuple[str, str, Sequence[int], str]]) -> str:
+    """Hash a set of tensors independently of sharding, order and file format.
+
+    Args:
+        lines: name, dtype (safetensors spelling), shape and SHA-256 (hex) of the stored bytes of each.
+
+    Returns:
+        SHA-256, hex, over one canonical JSON line per tensor, sorted by UTF-8 name.
+    """
+    digest = sha256()
+    for line in sorted(lines, key=lambda line: line[0]):  # by code point, which is the order of UTF-8
+        digest.update(canonical_json(line) + b"\n")
+    return digest.hexdigest()
+
+
+def parse_manifest(raw: bytes) -> Manifest:
+    """Read a manifest and check it by :func:`check_manifest`.
+
+    Raises:
+        HeaderError: It is too large or not JSON, or as :func:`check_manifest` says.
+    """
+    require(len(raw) <= MANIFEST_LIMIT, "limit", f"the manifest has {len(raw):,} bytes")
+    try:
+        document = json.loads(raw, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise HeaderError("limit", "the manifest nests too deeply") from error
+    except ValueError as error:
+        if isinstance(error, HeaderError):
+            raise
+        raise HeaderError("json", f"the manifest is not JSON: {error}") from error
+    return check_manifest(document)
+
+
+def check_manifest(document: object) -> Manifest:
+    """Check a manifest by itself: types, limits, mode, names, aliases.
+
+    Raises:
+        HeaderError: It breaks a limit or contradicts itself.
+        UnsupportedVersion: Its major version is not 1.
+        UnsupportedFormat: A mode, carrier or element type this version does not read.
+        UnsafePath: A source file name that points out of its folder.
+    """
+    _check_nesting(document)
+    version = document.get("version") if isinstance(document, dict) else None
+    if isinstance(version, list) and version[:1] != [1]:
+        raise UnsupportedVersion(f"the manifest has version {version!r:.40}; this program reads 1")
+    fault = find_fault(document, Manifest)
+    require(fault is None, "type", f"manifest{fault}")
+    manifest = cast("Manifest", document)
+    mode, carrier = manifest["mode"], manifest["carrier"]
+    if mode not in _MODES or carrier != "packed":
+        raise UnsupportedFormat(
+            f"mode {mode!r:.40} with carrier {carrier!r:.40} is not known", hint="upgrade hilm"
+        )
+    _check_mode(manifest)
+    _check_samples(manifest.get("samples", []))
+    _check_tensors(manifest["tensors"])
+    _check_front(manifest)
+    if manifest["source"]:
+        _check_names([file["name"] for file in manifest["source"]["files"]])
+    return manifest
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    require(len(found) == len(pairs), "duplicate", "the manifest repeats a key")
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise HeaderError("json", f"the manifest holds {name}, which is not JSON")
+
+
+def _check_nesting(document: object) -> None:
+    level: list[Any] = [document]
+    for _ in range(_MAX_NESTING):
+        members = [node.values() if isinstance(node, dict) else node for node in level if _nests(node)]
+        level = [child for node in members for child in node if _nests(child)]
+    require(not level, "limit", f"the manifest nests deeper than {_MAX_NESTING} levels")
+
+
+def _nests(value: object) -> bool:
+    return isinstance(value, list | dict)
+
+
+def _check_mode(manifest: Manifest) -> None:
+    coding = manifest["coding"]
+    fixed = all(coding[key] == CODING[key] for key in ("chunk_elements", "prob_bits", "lanes"))
+    require(
+        fixed and 0 < coding["slab_elements"] <= SLAB_ELEMENTS, "coding", f"cannot decode {coding!r:.200}"
+    )
+    require(manifest["generation"] > 0, "generation", "generations count from 1")
+    if manifest["mode"] == "sample":
+        require(not manifest["tensors"], "mode", "a sampled reel holds whole tensors")
+    else:
+        require(not manifest.get("samples"), "mode", "only a sampled reel holds samples")
+        require(manifest["source"] is not None, "mode", "an archive names no source")
+
+
+def _check_samples(samples: list[Sample]) -> None:
+    for before, sample in pairwise(samples):
+        require(before["frame_index"] < sample["frame_index"], "order", "frames are out of order")
+        require(before["grid_side"] == sample["grid_side"], "grid", "the samples have several grid sides")
+    for sample in samples:
+        side = sample["grid_side"]
+        fits = side.bit_count() == 1 and 1 <= sample["fill"] <= min(side * side, _MAX_SAMPLE)
+        require(fits, "grid", f"{sample['fill']} values do not fit a grid of side {side}")
+
+
+def _check_front(manifest: Manifest) -> None:
+    front = manifest["front"]
+    if front is None:
+        return
+    even = front["width"] % 2 == front["height"] % 2 == 0 < front["width"] * front["height"]
+    require(even and min(front["fps"]) > 0, "front", "the front video has an impossible geometry")
+    if manifest["mode"] == "archive":
+        names = {tensor["name"] for tensor in manifest["tensors"]}
+        known = all(frame["tensor"] in names for frame in front["frames"])
+        require(known, "front", "a frame shows a tensor that does not exist")
+
+
+def _check_tensors(tensors: list[Tensor]) -> None:
+    for tensor in tensors:
+        _check_tensor(tensor)
+    named = {tensor["name"]: tensor for tensor in tensors}
+    require(len(named) == len(tensors), "duplicate", "a tensor occurs twice")
+    settled: set[str] = set()
+    for start in named:
+        path: dict[str, None] = {}
+        name: str | None = start
+        while name is not None and name not in settled:
+            require(name not in path, "alias", f"the alias {name!r:.80} leads back to itself")
+            path[name] = None
+            name = _alias_target(named[name], named)
+        settled.update(path)
+
+
+def _check_tensor(tensor: Tensor) -> None:
+    name, shape = tensor["name"], tensor["shape"]
+    require(0 < len(name.encode()) <= _MAX_NAME, "name", f"a tensor name has {len(name.encode())} bytes")
+    require(len(shape) <= _MAX_DIMENSIONS, "limit", f"{name} has {len(shape)} dimensions")
+    require(math.prod(shape) < 1 << 63, "limit", f"{name} has too many elements")
+    stored = math.prod(coded_view(tensor["dtype"], shape))
+    require(tensor["nbytes"] == stored, "size", f"{name}: its shape has {stored:,} bytes, not nbytes")
+    require(tensor["coder"] in _CODERS, "coder", f"{name}: no coder {tensor['coder']!r:.40} in an archive")
+    exact = tensor.get("sha256_source", tensor["sha256"]) == tensor["sha256"]
+    require(exact, "digest", f"{name}: an archived tensor has two digests")
+
+
+def _alias_target(tensor: Tensor, named: dict[str, Tensor]) -> str | None:
+    name = tensor.get("alias_of")
+    if name is None:
+        return None
+    target = named.get(name)
+    same = target is not None and all(tensor[key] == target[key] for key in ("dtype", "shape", "sha256"))
+    require(same, "alias", f"{tensor['name']} is not equal to the tensor it is an alias of")
+    require(not tensor["slabs"], "alias", f"the alias {tensor['name']} has slabs of its own")
+    return name
+
+
+def _check_names(files: list[str]) -> None:
+    require(len(set(files)) == len(files), "duplicate", "a source file occurs twice")
+    for name in files:
+        outside = {"", ".", ".."} & set(re.split(r"[/\\]", name)) or re.match("[A-Za-z]:", name)
+        if outside or "\0" in name:
+            raise UnsafePath(f"source file name {name!r:.80} points out of its folder")

@@ -1,0 +1,125 @@
+"""The records of a reel, and who lays claim to which of them."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilm.errors import HeaderError
+from hilm.reel.layout import CHUNK_ELEMENTS, SLAB_BYTES, coded_view
+from hilm.reel.schema import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hilm.reel.schema import Manifest, Sample, Tensor
+
+
+class Kind(IntEnum):
+    """What a record holds."""
+
+    HEAD = 0
+    DATA = 1
+    BLOB = 2
+    PACKET = 3
+    SAMPLES = 4
+
+
+_NAMES = ["offset", "size", "crc32c", "kind", "file", "zero", "elements"]
+RECORD: Final = np.dtype({"names": _NAMES, "formats": ["<u8", "<u4", "<u4", "u1", "u1", "<u2", "<u4"]})
+"""One entry of the index, 24 bytes. Heads and blobs have 0 elements."""
+RECORD_LIMIT: Final = 1 << 31
+
+Index: TypeAlias = NDArray[np.void]
+Claim: TypeAlias = tuple[int, int, str]
+"""First record, one past the last, and what they belong to."""
+
+
+def check_records(manifest: Manifest, index: Index) -> list[Claim]:
+    """Check that records tile every slab, sample and source file, and that each serves only one of them.
+
+    Args:
+        manifest: A checked manifest.
+        index: Records [n] of dtype :data:`RECORD`.
+
+    Returns:
+        Who owns which records, in order.
+
+    Raises:
+        HeaderError: Records and manifest contradict each other.
+    """
+    claims = [claim for tensor in manifest["tensors"] for claim in _tensor_claims(tensor, manifest, index)]
+    claims += [_sample_claim(sample, index) for sample in manifest.get("samples", [])]
+    claims += _file_claims(manifest, index)
+    claims.sort()
+    for (_, stop, one), (first, _, other) in pairwise(claims):
+        require(stop <= first, "overlap", f"{one} and {other} share records")
+    return claims
+
+
+def _tensor_claims(tensor: Tensor, manifest: Manifest, index: Index) -> Iterator[Claim]:
+    if tensor.get("alias_of") is not None:
+        return
+    owner, slabs = f"tensor {tensor['name']}", tensor["slabs"]
+    rows, columns, word = coded_view(tensor["dtype"], tensor["shape"])
+    pieces = "unit" in tensor  # of rows too long for one slab
+    width = 1 if pieces else columns
+    limit = min(manifest["coding"]["slab_elements"], SLAB_BYTES // word)
+    position, record = 0, slabs[0][2] if slabs else 0
+    for begin, end, first, count in slabs:
+        elements = (end - begin) * width
+        fits = begin == position and 0 < elements <= limit and first == record
+        require(fits, "tiling", f"{owner}: its slabs do not follow each other")
+        whole = not pieces or begin // columns == (end - 1) // columns
+        require(whole, "tiling", f"{owner}: a slab crosses rows")
+        _check_slab(index[first : first + count], count, elements, Kind.DATA, owner)
+        position, record = end, first + count
+    require(position * width == rows * columns, "tiling", f"{owner}: its slabs do not cover it")
+    if slabs:
+        yield slabs[0][2], record, owner
+
+
+def _sample_claim(sample: Sample, index: Index) -> Claim:
+    first, owner = sample["record"], f"sample {sample['frame_index']}"
+    following = index["kind"][first + 1 : first + 2].tolist()
+    chunks = -(-sample["fill"] // CHUNK_ELEMENTS) if following == [Kind.SAMPLES] else 0
+    _check_slab(index[first : first + 1 + chunks], 1 + chunks, sample["fill"], Kind.SAMPLES, owner)
+    return first, first + 1 + chunks, owner
+
+
+def _check_slab(records: Index, count: int, elements: int, kind: Kind, owner: str) -> None:
+    """Expect a head and its chunks; the slab of a constant is a head alone."""
+    chunks = -(-elements // CHUNK_ELEMENTS)
+    known = count in {1, 1 + chunks} and len(records) == count
+    require(known, "tiling", f"{owner}: a slab of {elements} elements cannot have {count} records")
+    lengths = [0, *[CHUNK_ELEMENTS] * (chunks - 1), elements - CHUNK_ELEMENTS * (chunks - 1)]
+    tiled = records["elements"].tolist() == lengths[:count]
+    require(
+        tiled and records["kind"].tolist() == [Kind.HEAD] + [kind] * (count - 1),
+        "tiling",
+        f"{owner}: the records do not tile a slab",
+    )
+
+
+def _file_claims(manifest: Manifest, index: Index) -> Iterator[Claim]:
+    sizes = {tensor["name"]: tensor["nbytes"] for tensor in manifest["tensors"]}
+    for file in manifest["source"]["files"] if manifest["source"] else []:
+        total = 0
+        for segment in file["segments"]:
+            match segment:
+                case ["tensor", str(name)] if name in sizes:
+                    total += sizes[name]
+                case ["blob", int(first), int(count)] if 0 <= first < first + count <= len(index):
+                    blobs = index[first : first + count]
+                    require(
+                        bool((blobs["kind"] == Kind.BLOB).all()), "segment", f"{file['name']}: not a blob"
+                    )
+                    total += int(blobs["size"].sum(dtype=np.uint64))
+                    yield first, first + count, f"file {file['name']}"
+                case _:
+                    raise HeaderError("segment", f"{file['name']}: {segment!r:.80} is not a segment")
+        require(total == file["size"], "size", f"{file['name']}: its segments hold {total:,} bytes")

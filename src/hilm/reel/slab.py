@@ -1,0 +1,147 @@
+"""A slab — whole rows of one tensor — as a head and independently decodable chunks.
+
+Every coder is one entry of a table: from the parsed head to a function that decodes a chunk in place.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from hilm.errors import ChecksumMismatch
+from hilm.reel.archive import symbol_decoder, symbol_encoder
+from hilm.reel.head import Coder, SlabHead, pack_head, parse_head
+from hilm.reel.words import word_view
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from hilm.reel.archive import ChunkDecoder, Words
+    from hilm.weights.dtypes import DType
+
+_SMALLEST_CODED = 256  # bytes; below, a slab is stored as it is
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSlab:
+    """A coded slab.
+
+    Attributes:
+        head: What every chunk needs to be decoded.
+        chunks: One per 262,144 words; none if all words are equal.
+    """
+
+    head: bytes
+    chunks: list[bytes]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the head and all chunks."""
+        return len(self.head) + sum(map(len, self.chunks))
+
+
+def encode_slab(
+    words: NDArray[np.uint8], dtype: DType, rows: int, columns: int, *, threads: int = 1
+) -> EncodedSlab:
+    """Code a slab so that every bit comes back; the result does not depend on ``threads``.
+
+    Args:
+        words: Stored little-endian bytes of the slab, contiguous.
+        dtype: Element type.
+        rows: R.
+        columns: C, in words: a complex number is two, and types below one byte are counted in bytes. The
+            slab has at least one word.
+        threads: Chunks coded at a time.
+    """
+    view = word_view(dtype, rows, columns)
+    stored = np.require(words.view(view.word), requirements="A")
+    if stored.min() == stored.max():
+        return EncodedSlab(pack_head(SlabHead(Coder.CONST, view, word=stored[:1].tobytes())), [])
+    plan = symbol_encoder(stored, view) if view.nbytes >= _SMALLEST_CODED else None
+    raw_head = pack_head(SlabHead(Coder.RAW, view))
+    if plan is not None:
+        head, encode = plan
+        coded = EncodedSlab(pack_head(head), _map(lambda span: encode(*span), view.ranges(), threads))
+        if coded.nbytes < len(raw_head) + view.nbytes:
+            return coded
+    return EncodedSlab(raw_head, [stored[start:stop].tobytes() for start, stop in view.ranges()])
+
+
+def decode_slab(
+    head: bytes, chunks: Sequence[bytes], dtype: DType, rows: int, columns: int, *, threads: int = 1
+) -> NDArray[np.uint8]:
+    """Undo `encode_slab`: the stored bytes of the slab.
+
+    Raises:
+        ChecksumMismatch: Head or chunks are malformed, or do not belong to a slab of this shape and type.
+        UnsupportedVersion: The head names a coder this version does not know.
+    """
+    view = word_view(dtype, rows, columns)
+    parsed, ranges = parse_head(head, view), view.ranges()
+    if len(chunks) != (0 if parsed.coder == Coder.CONST else len(ranges)):
+        raise ChecksumMismatch(f"slab of {view.size} words has {len(chunks)} chunks")
+    decode = _DECODERS[parsed.coder](parsed)
+    out = np.empty(view.size, view.word)
+
+    def work(task: tuple[bytes, tuple[int, int]]) -> None:
+        chunk, (start, stop) = task
+        decode(chunk, start, out[start:stop])
+
+    _map(work, list(zip(chunks or [b""] * len(ranges), ranges, strict=True)), threads)
+    return out.view(np.uint8)
+
+
+def decode_chunk(head: SlabHead, index: int, chunk: bytes) -> NDArray[np.uint8]:
+    """Decode the chunk number ``index`` of a slab alone: the stored bytes of its words.
+
+    Args:
+        head: Result of `hilm.reel.head.parse_head`.
+        index: Which 262,144 words of the slab.
+        chunk: The chunk; empty for a slab whose words are all equal.
+
+    Raises:
+        ChecksumMismatch: The chunk is malformed.
+    """
+    start, stop = head.view.ranges()[index]
+    out = np.empty(stop - start, head.view.word)
+    _DECODERS[head.coder](head)(chunk, start, out)
+    return out.view(np.uint8)
+
+
+def _raw_decoder(head: SlabHead) -> ChunkDecoder:
+    def decode(chunk: bytes, start: int, out: Words) -> None:  # noqa: ARG001 - the decoders' signature
+        if len(chunk) != out.nbytes:
+            raise ChecksumMismatch(f"{len(chunk)} stored bytes where {out.nbytes} belong")
+        out[:] = np.frombuffer(chunk, head.view.word)
+
+    return decode
+
+
+def _const_decoder(head: SlabHead) -> ChunkDecoder:
+    def decode(chunk: bytes, start: int, out: Words) -> None:  # noqa: ARG001 - the decoders' signature
+        if chunk:
+            raise ChecksumMismatch(f"{len(chunk)} bytes in a slab that needs none")
+        out[:] = np.frombuffer(head.word, head.view.word)
+
+    return decode
+
+
+_DECODERS: Mapping[Coder, Callable[[SlabHead], ChunkDecoder]] = {
+    Coder.RAW: _raw_decoder,
+    Coder.CONST: _const_decoder,
+    Coder.SYMBOLS: symbol_decoder,
+}
+
+
+def _map(work: Callable[[_Item], _Result], items: list[_Item], threads: int) -> list[_Result]:
+    if threads == 1 or len(items) == 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))
