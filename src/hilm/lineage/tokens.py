@@ -16,27 +16,27 @@ _MARKERS = ("Ġ", "▁", "")
 """What stands before a word's first piece in byte-level, SentencePiece and WordPiece vocabularies."""
 
 
-def read_vocabulary(folder: Path) -> Mapping[str, int] | None:
-    """Read ``tokenizer.json``, ``vocab.json`` or ``vocab.txt``; None when there is none that can be read.
+def read_vocabulary(folder: Path) -> Mapping[str, Any] | None:
+    """Read ``vocab.txt``, ``vocab.json`` or ``tokenizer.json``; None when there is none that can be read.
 
     A tokenizer that is damaged is as good as none: the anchors then fall back to fixed ids, and say so.
     """
-    for name, parse in (("tokenizer.json", _from_tokenizer), ("vocab.json", dict)):
-        if (folder / name).is_file():
-            try:
-                table: Any = parse(read_json(folder / name, MAX_TOKENIZER))
-            except CorruptCheckpoint:
-                continue
-            if table:
-                return {piece: i for piece, i in table.items() if type(i) is int and i >= 0}
     path = folder / "vocab.txt"
     if path.is_file() and path.stat().st_size <= MAX_TOKENIZER:
         lines = path.read_text("utf-8", "replace").split("\n")
-        return {piece: i for i, piece in enumerate(lines) if piece}
+        return dict(zip(lines, range(len(lines)), strict=True))
+    for name, parse in (("vocab.json", dict), ("tokenizer.json", _from_tokenizer)):
+        if (folder / name).is_file():
+            try:
+                table: dict[str, Any] = parse(read_json(folder / name, MAX_TOKENIZER))
+            except CorruptCheckpoint:
+                continue
+            if table:
+                return table
     return None
 
 
-def _from_tokenizer(table: Mapping[str, Any]) -> dict[str, int]:
+def _from_tokenizer(table: Mapping[str, Any]) -> dict[str, Any]:
     model = table.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
@@ -46,11 +46,12 @@ def _from_tokenizer(table: Mapping[str, Any]) -> dict[str, int]:
     return {}
 
 
-def find_words(vocabulary: Mapping[str, int], words: Sequence[str]) -> list[int | None]:
+def find_words(vocabulary: Mapping[str, Any], words: Sequence[str]) -> list[int | None]:
     """Token ids of whole words at the start of a word; None where a word is not one token.
 
     A bare word counts only in a WordPiece vocabulary, where pieces inside words are marked instead.
     """
     pieces = any(piece.startswith("##") for piece in vocabulary)
     markers = _MARKERS if pieces else _MARKERS[:2]
-    return [next((vocabulary[m + w] for m in markers if m + w in vocabulary), None) for w in words]
+    found = [next((vocabulary[m + w] for m in markers if m + w in vocabulary), None) for w in words]
+    return [i if type(i) is int and i >= 0 else None for i in found]

@@ -1,0 +1,1 @@
+"""Recognise relatives by their weights alone."""

@@ -1,0 +1,270 @@
+"""F4: what kind of values a matrix holds: quantised, pruned or plain. It never speaks for a relation.
+
+A profile is taken from 64 rows spread over the matrix, and their first 4096 columns. Models trained by one
+recipe share moments and histograms, so these only annotate; lattice, codebook and zeros tell a derived copy
+from its source.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numba import njit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+SAMPLE_ROWS = 64
+SAMPLE_COLUMNS = 4096
+BITS = (2, 3, 4, 5, 6, 8)
+FORMS = tuple((group, symmetric) for symmetric in (True, False) for group in (0, 128, 64, 32))
+"""Ways to quantise: how many values share a scale (0: a row), and whether the scale is symmetric about 0."""
+
+FIELDS = (
+    *("mean", "std", "skewness", "kurtosis", "max_abs", "zeros", "sparse_groups"),
+    *(f"lattice_{bits}" for bits in BITS),
+    *("form", "codebook", "sampled"),
+)
+"""Order of ``Profile.fields``."""
+
+_BINS = 2048
+_FORM = FIELDS.index("form")
+_CODEBOOKS = (16, 256)
+_DECISIVE = 256  # entries that a lattice error needs
+_DECISIVE_BOOK = 4096  # entries that a codebook needs
+_ON_LATTICE = 0.12  # largest error of quantised values; continuous ones have 1/sqrt(12) = 0.289
+_OFF_LATTICE = 0.2  # smallest error on a few rows that settles the matter
+_SCREEN = 2048  # values of whole rows that are tested first
+_GRID = 512  # codebook entries are told apart to 1/512 of the scale
+_EDGE = np.float32(1e-4)
+_0, _HALF, _1 = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+_one = np.uint64(1)
+_BIN, _MAGNITUDE = np.uint32(21), np.uint32(0x7FFFFFFF)
+_OFFSET = np.float32(_GRID + 0.5)
+_ROUND = np.float32(3 << 22)  # added and subtracted, it rounds a float32 to the nearest integer
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Profile of one matrix.
+
+    Attributes:
+        fields: float32 [16], as named by ``FIELDS``: mean, standard deviation, skewness, kurtosis (3 for a
+            normal distribution) and largest magnitude of the sample; share of exact zeros; share of aligned
+            groups of four with at least two zeros; for each of ``BITS`` the smallest lattice error over
+            ``FORMS`` (NaN where undecided); the index in ``FORMS`` of the fewest bits on a lattice (-1:
+            none); the number of distinct scaled values that occur in two groups; the number of values
+            sampled.
+        histogram: int64 [2048], counts by the upper 11 bits of the float32 words.
+    """
+
+    fields: NDArray[np.float32]
+    histogram: NDArray[np.int64]
+
+    def value(self, name: str) -> float:
+        """Return one field by its name in ``FIELDS``."""
+        return float(self.fields[FIELDS.index(name)])
+
+
+@dataclass(frozen=True, slots=True)
+class Lattice:
+    """Evenly spaced levels found in a model's values.
+
+    Attributes:
+        bits: Bits of a level.
+        group: Values that share a scale; 0 is a whole row.
+        symmetric: Whether levels are symmetric about 0.
+        error: Median distance to the nearest level, root mean square, in steps.
+    """
+
+    bits: int
+    group: int
+    symmetric: bool
+    error: float
+
+
+class ProfileAccumulator:
+    """Profile of one matrix, fed whole rows in order.
+
+    Args:
+        rows: R, at least 1.
+        columns: C, at least 1.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self._columns = columns
+        self._wanted = np.arange(min(rows, SAMPLE_ROWS)) * rows // min(rows, SAMPLE_ROWS)
+        self._sample = np.zeros((self._wanted.size, min(columns, SAMPLE_COLUMNS)), np.float32)
+
+    def update(self, values: NDArray[np.float32], start: int) -> None:
+        """Take whole rows, from flat position ``start`` on."""
+        block = values.reshape(-1, self._columns)
+        first = start // self._columns
+        low, high = np.searchsorted(self._wanted, (first, first + len(block)))
+        self._sample[low:high] = block[self._wanted[low:high] - first, : self._sample.shape[1]]
+
+    def finish(self) -> Profile:
+        """Return the profile; fields that a value which is not finite spoils are NaN."""
+        moments, histogram = _moments(self._sample)
+        errors, form, levels = _find_levels(self._sample)
+        fields = np.array([*moments, *errors, form, levels, self._sample.size], np.float32)
+        return Profile(fields, histogram)
+
+
+def find_lattice(profiles: Iterable[Profile]) -> Lattice | None:
+    """Fewest bits whose median error over the matrices is that of quantised values, if any."""
+    kept = list(profiles)
+    for bits in BITS:
+        found = [p for p in kept if np.isfinite(p.value(f"lattice_{bits}"))]
+        error = statistics.median(p.value(f"lattice_{bits}") for p in found) if found else np.inf
+        if error < _ON_LATTICE:
+            forms = [int(p.fields[_FORM]) for p in found if p.value(f"lattice_{bits}") < _ON_LATTICE]
+            group, symmetric = FORMS[max(set(forms), key=lambda form: (forms.count(form), -form))]
+            return Lattice(bits, group, symmetric, float(error))
+    return None
+
+
+def find_codebook(profiles: Iterable[Profile]) -> int | None:
+    """Size of the smallest usual codebook (16 or 256 entries) that the values of most matrices come from."""
+    sizes = [p.value("codebook") for p in profiles if p.value("sampled") >= _DECISIVE_BOOK]
+    size = statistics.median(sizes) if sizes else 0.0
+    return next((book for book in _CODEBOOKS if 1 < size <= book), None)
+
+
+def _find_levels(sample: NDArray[np.float32]) -> tuple[list[float], int, int]:
+    """Lattice errors by bits, form of the first lattice, and size of the codebook.
+
+    A few rows settle that values are continuous; only otherwise are all rows tested.
+    """
+    rows = max(2, -(-_SCREEN // sample.shape[1]))
+    found = _test_levels(sample[:: max(len(sample) // rows, 1)].copy())
+    settled = min(found[0], default=0.0) > _OFF_LATTICE and found[2] > _CODEBOOKS[-1]
+    return found if settled else _test_levels(sample)
+
+
+def _test_levels(sample: NDArray[np.float32]) -> tuple[list[float], int, int]:
+    forms = [_lattice_errors(sample, group or sample.shape[1], symmetric) for group, symmetric in FORMS]
+    table = np.where(np.isnan(forms), np.inf, forms)
+    errors = table.min(axis=0)
+    lattices = np.flatnonzero(errors < _ON_LATTICE)
+    form = int(table[:, lattices[0]].argmin()) if lattices.size else -1
+    levels = min(_count_levels(sample, group or sample.shape[1]) for group, symmetric in FORMS if symmetric)
+    return np.where(np.isinf(errors), np.nan, errors).tolist(), form, levels
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _lattice_errors(sample: NDArray[np.float32], group: int, symmetric: bool) -> NDArray[np.float64]:  # noqa: FBT001 - compiled
+    """Distance to the nearest level by bits, root mean square in steps; NaN below 256 entries."""
+    rows, columns = sample.shape
+    words, values = sample.reshape(-1).view(np.int32), sample.reshape(-1)
+    sums = np.zeros((len(BITS), group), np.float32)  # by place in the group, so that the loops vectorise
+    counts = np.zeros((len(BITS), group), np.float32)
+    scaled = np.empty(group, np.float32)
+    for row in range(rows):
+        for column in range(0, columns, group):
+            start, n = np.uint64(row * columns + column), np.uint64(min(group, columns - column))
+            low, high = _range(words, start, n)
+            base = np.float32(0.0) if symmetric else low
+            scale = np.float32(max(-low, high) if symmetric else high - low)
+            if not _0 < scale < np.inf:
+                continue
+            for j in range(n):
+                scaled[j] = (values[start + j] - base) / scale
+            for i in range(len(BITS)):
+                steps = np.float32(2 ** (BITS[i] - 1) - 1 if symmetric else 2 ** BITS[i] - 1)
+                for j in range(n):
+                    # The ends of the scale, and what rounds to 0, are levels whatever the values are.
+                    u, t = abs(scaled[j]), abs(scaled[j]) * steps
+                    error = t - ((t + _ROUND) - _ROUND)
+                    inner = (t >= _HALF) & (u > _EDGE) & (u < _1 - _EDGE)
+                    sums[i, j] += error * error if inner else _0
+                    counts[i, j] += _1 if inner else _0
+    out = np.full(len(BITS), np.nan)
+    for i in range(len(BITS)):
+        count = counts[i].sum()
+        if count >= _DECISIVE:
+            out[i] = np.sqrt(np.float64(sums[i].sum()) / count)
+    return out
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _count_levels(sample: NDArray[np.float32], group: int) -> int:
+    """Distinct values, scaled by the largest of their group and rounded to 1/512, found in two groups."""
+    rows, columns = sample.shape
+    words, values = sample.reshape(-1).view(np.int32), sample.reshape(-1)
+    seen = np.zeros(2 * _GRID + 1, np.int64)  # number of the group that has it, -1 for several
+    for row in range(rows):
+        for column in range(0, columns, group):
+            start, n = np.uint64(row * columns + column), np.uint64(min(group, columns - column))
+            low, high = _range(words, start, n)
+            scale = np.float32(max(-low, high))
+            if not _0 < scale < np.inf:
+                continue
+            factor, number = np.float32(_GRID) / scale, np.int64(start + _one)
+            for j in range(n):
+                level = np.uint64(np.int64(values[start + j] * factor + _OFFSET))
+                seen[level] = number if seen[level] == 0 or seen[level] == number else -1
+    return int((seen < 0).sum())
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]
+def _range(words: NDArray[np.int32], start: np.uint64, n: np.uint64) -> tuple[np.float32, np.float32]:
+    """Smallest and largest float32, compared as integers, which vectorises; NaNs lie outside all."""
+    low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+    for j in range(n):
+        word = words[start + j]
+        ordered = np.int32(word ^ ((word >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+        low, high = min(low, ordered), max(high, ordered)
+    return _unordered(low), _unordered(high)
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]
+def _unordered(ordered: np.int32) -> np.float32:
+    return np.int32(ordered ^ ((ordered >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _moments(sample: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Seven fields from mean to sparse groups, and the histogram."""
+    rows, columns = sample.shape
+    values = sample.reshape(-1)
+    words = values.view(np.uint32)
+    sums, powers = np.zeros(columns), np.zeros((3, columns))  # by column, so that the loops vectorise
+    histogram = np.zeros(_BINS, np.int64)
+    largest = np.uint32(0)
+    for word in words:
+        largest = max(largest, np.uint32(word & _MAGNITUDE))
+    for word in words:
+        histogram[word >> _BIN] += 1
+    for row in range(rows):
+        start = np.uint64(row * columns)
+        for j in range(np.uint64(columns)):
+            sums[j] += values[start + j]
+    mean = sums.sum() / values.size
+    zeros, sparse = 0, 0
+    for row in range(rows):
+        start = np.uint64(row * columns)
+        for j in range(np.uint64(columns)):
+            d = values[start + j] - mean
+            powers[0, j] += d * d
+            powers[1, j] += d * d * d
+            powers[2, j] += d * d * (d * d)
+    if histogram[0] or histogram[_BINS // 2]:  # the bins of zeros
+        zeros = int((values == 0).sum())
+        for row in range(rows):
+            for j in range(0, columns - 3, 4):
+                sparse += (sample[row, j : j + 4] == 0).sum() >= 2  # noqa: PLR2004 - of four
+    m2, m3, m4 = powers[0].sum() / values.size, powers[1].sum() / values.size, powers[2].sum() / values.size
+    skewness, kurtosis = (m3 / m2**1.5, m4 / m2**2) if m2 > 0 else (0.0, 0.0)
+    groups = max(rows * (columns // 4), 1)
+    return (
+        np.array(
+            [mean, np.sqrt(m2), skewness, kurtosis, largest.view(np.float32), zeros / values.size, sparse / groups]
+        ),
+        histogram,
+    )

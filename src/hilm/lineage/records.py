@@ -1,0 +1,96 @@
+"""Bytes of the evidence kept per model: digests, matrix codes, profiles.
+
+Each record is a 12-byte header (magic, version, flags, count), fixed rows sorted by content, and last the
+names in row order. Names are for display: everything before them is equal for equal weights, whatever the
+tensors are called and however they are stored. All numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hilm.errors import CatalogError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+_HEADER = struct.Struct("<4sHHI")
+_LENGTH = struct.Struct("<I")
+VERSION = 1
+
+HASHES = np.dtype([("exact", "<u8"), ("half", "<u8"), ("prefix", "<u8"), ("parameters", "<u8")])
+"""One row per tensor: digests as integers (0 for no prefix) and its number of values."""
+
+CODES = np.dtype(
+    [
+        ("exact", "<u8"), ("rows", "<u4"), ("columns", "<u4"), ("component", "<u2"), ("flags", "<u2"),
+        ("norm", "<f4"), ("position", "<u8", 16), ("anchored", "<u8", 4),
+    ]
+)  # fmt: skip
+"""One row per sketched matrix: its tensor's digest, shape, norm, 1024 bits of F1 and 256 of F2."""
+
+CODES_HEAD = np.dtype([("mask", "<u8"), ("position", "<f4", 1024), ("anchored", "<f2", 2016)])
+"""Missing anchors, and the unrounded sums of F1 and F2."""
+
+PROFILES = np.dtype([("exact", "<u8"), ("figures", "<f4", 16)])
+"""One row per matrix: its tensor's digest and the sixteen figures of its profile."""
+
+BINS = 2048
+
+IS_EMBEDDING, HAS_GRAM = 1, 2
+"""Flags of a row of ``CODES``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A parsed record: fixed head bytes, rows, names in row order, and what follows the rows."""
+
+    head: bytes
+    rows: NDArray[np.void]
+    names: tuple[str, ...]
+    tail: bytes
+
+
+def pack(magic: bytes, head: bytes, rows: NDArray[np.void], names: Sequence[str], tail: bytes = b"") -> bytes:
+    """Put a record together; rows and names are sorted by the rows' bytes."""
+    order = sorted(range(len(rows)), key=lambda i: (_sort_key(rows[i]), names[i]))
+    text = "\n".join(names[i] for i in order).encode("utf-8", "surrogatepass")
+    body = rows[order].tobytes()
+    header = _HEADER.pack(magic, VERSION, 0, len(rows))
+    return b"".join((header, head, body, tail, _LENGTH.pack(len(text)), text))
+
+
+def _sort_key(row: np.void) -> tuple[int, ...]:
+    fields = ("exact", "half") if "half" in row.dtype.names else ("exact", "rows", "columns")
+    return (*(int(row[f]) for f in fields if f in row.dtype.names), int.from_bytes(row.tobytes(), "big"))
+
+
+def unpack(magic: bytes, raw: bytes, dtype: np.dtype[np.void], head: int = 0, tail: int = 0) -> Record:
+    """Take a record apart.
+
+    Raises:
+        CatalogError: It is of another kind or version, or its length does not fit.
+    """
+    if len(raw) < _HEADER.size or _HEADER.unpack_from(raw)[:2] != (magic, VERSION):
+        raise CatalogError(f"a {magic.decode()} record cannot be read", hint="index the model again")
+    count = _HEADER.unpack_from(raw)[3]
+    start = _HEADER.size + head
+    stop = start + count * dtype.itemsize
+    names_at = stop + tail + _LENGTH.size
+    if names_at > len(raw) or names_at + _LENGTH.unpack_from(raw, stop + tail)[0] != len(raw):
+        raise CatalogError(f"a {magic.decode()} record is cut off", hint="index the model again")
+    rows = np.frombuffer(raw[start:stop], dtype)
+    names = raw[names_at:].decode("utf-8", "surrogatepass").split("\n") if count else []
+    return Record(raw[_HEADER.size : start], rows, tuple(names), raw[stop : stop + tail])
+
+
+def identical_part(raw: bytes, dtype: np.dtype[np.void], head: int = 0, tail: int = 0) -> bytes:
+    """The record without its names: equal for equal weights."""
+    count = _HEADER.unpack_from(raw)[3]
+    return raw[: _HEADER.size + head + count * dtype.itemsize + tail]

@@ -1,0 +1,251 @@
+"""Find relatives among catalogued fingerprints: scan, re-rank, judge."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from hilm.errors import UsageError
+from hilm.lineage import records
+from hilm.lineage.gram import KINDS
+from hilm.lineage.profile import Profile, find_codebook, find_lattice
+from hilm.lineage.verdict import Evidence, Side, Verdict, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from hilm.lineage.catalog import Catalog
+    from hilm.lineage.scan import ScanIndex
+    from hilm.lineage.schema import Row
+
+Method = Literal["hierarchical", "features", "hybrid"]
+METHODS: tuple[Method, ...] = ("hybrid", "hierarchical", "features")
+"""``hierarchical`` compares sign sketches, ``features`` anchored Grams, ``hybrid`` takes the stronger."""
+
+_Side = Literal["a", "b"]
+
+SHORT_LIST = 1000
+"""Candidates the scan hands to the exact comparison."""
+
+JUDGED = 32
+"""Best of them that are judged by their full evidence."""
+
+_HAS_SKETCH, _HAS_GRAM = 2, 4
+_PROFILED = 8  # matrices that decide about lattice and codebook
+
+
+class Print:
+    """A fingerprint as the catalog keeps it, with its records parsed when needed.
+
+    Args:
+        name: What the model is called.
+        row: A row of the ``fingerprints`` table.
+    """
+
+    def __init__(self, name: str, row: Row) -> None:
+        self.name = name
+        self.row = row
+
+    @property
+    def codes(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """256-bit codes of F1 and F2, uint64 [4] each."""
+        words = np.frombuffer(self.row["code"], "<u8")
+        return words[:4], words[4:]
+
+    @property
+    def kind(self) -> str | None:
+        """Anchor kind of F2."""
+        number = self.row["flags"] >> 8 & 0xFF
+        return KINDS[number - 1] if self.row["flags"] & _HAS_GRAM else None
+
+    @cached_property
+    def hashes(self) -> NDArray[np.void]:
+        """F0: one row per tensor."""
+        return records.unpack(b"HLF0", self.row["tensor_hashes"], records.HASHES, 32).rows
+
+    @cached_property
+    def _codes(self) -> records.Record:
+        size = records.CODES_HEAD.itemsize
+        return records.unpack(b"HLF3", self.row["tensor_codes"], records.CODES, size)
+
+    @cached_property
+    def sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+        """F1 [1024], F2 [2016] as float64, and the mask of missing anchors."""
+        head = np.frombuffer(self._codes.head, records.CODES_HEAD)[0]
+        position, anchored = head["position"].astype(np.float64), head["anchored"].astype(np.float64)
+        return position, anchored, int(head["mask"])
+
+    def side(self, identical: float, rounded: float) -> Side:
+        """This model as one side of a comparison."""
+        rows = self._codes.rows
+        plain = rows[rows["flags"] & records.IS_EMBEDDING == 0]
+        tables = rows[rows["flags"] & records.IS_EMBEDDING != 0]
+        shapes = Counter(zip(plain["rows"].tolist(), plain["columns"].tolist(), strict=True))
+        sides = Counter(side for row in rows for side in {int(row["rows"]), int(row["columns"])})
+        profiles = self._profiles()
+        lattice = find_lattice(profiles)
+        codebook = find_codebook(profiles) if lattice is None else None
+        return Side(
+            name=self.name,
+            parameters=int(self.hashes["parameters"].sum()),
+            identical=identical,
+            rounded=rounded,
+            width=max(sides, key=lambda s: (sides[s], s)) if sides else None,
+            vocabulary=int(max(tables["rows"].max(), tables["columns"].max())) if len(tables) else None,
+            shapes=shapes,
+            bits=lattice.bits if lattice else codebook and codebook.bit_length() - 1,
+            group=lattice.group if lattice else None,
+            zeros=_mean(profiles, "zeros"),
+            two_of_four=_mean(profiles, "sparse_groups"),
+            coverage=self.row["coverage"],
+        )
+
+    def _profiles(self) -> list[Profile]:
+        """Profiles of a few matrices, spread evenly over the record's order."""
+        rows = records.unpack(b"HLF4", self.row["profile"], records.PROFILES, 0, 8 * records.BINS).rows
+        chosen = np.unique(np.linspace(0, len(rows) - 1, _PROFILED).astype(int)) if len(rows) else []
+        return [Profile(rows["figures"][i], np.empty(0, np.int64)) for i in chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One relative, or the nearest stranger.
+
+    Attributes:
+        model: Row of the ``models`` table.
+        print: Its fingerprint.
+        evidence: What the verdict rests on.
+        verdict: Relation, p-value corrected for the size of the catalog, score.
+    """
+
+    model: Row
+    print: Print
+    evidence: Evidence
+    verdict: Verdict
+
+
+def find_similar(
+    catalog: Catalog,
+    index: ScanIndex,
+    query: Print,
+    *,
+    method: Method = "hybrid",
+    top_k: int = 10,
+    without: bytes | None = None,
+) -> list[Match]:
+    """The nearest models of a catalog, best first, each judged.
+
+    Args:
+        catalog: Where the fingerprints are.
+        index: Its scan index.
+        query: The fingerprint searched for.
+        method: Which layers count; see ``METHODS``.
+        top_k: How many to return.
+        without: ``ref_key`` of a model to leave out: the query itself.
+
+    Raises:
+        UsageError: No such method, or ``top_k`` below 1.
+    """
+    if method not in METHODS or top_k < 1:
+        raise UsageError(f"search method {method!r}, {top_k} results", hint=f"methods: {', '.join(METHODS)}")
+    near = _shortlist(index, query, method, max(top_k, JUDGED))
+    keys = [index.keys[row].tobytes() for row in near]
+    rows = {row["fingerprint_key"]: row for row in catalog.rows("fingerprints", {"fingerprint_key": keys})}
+    models = catalog.models({"content_key": {row["content_key"] for row in rows.values()}})
+    matches = []
+    for row in rows.values():
+        for model in models:
+            if model["content_key"] == row["content_key"] and model["ref_key"] != without:
+                other = Print(model["name"], row)
+                evidence = weigh(query, other, method)
+                matches.append(Match(model, other, evidence, verdict(evidence, n=len(index.keys))))
+    return rank(matches)[:top_k]
+
+
+def rank(matches: Sequence[Match]) -> list[Match]:
+    """Best first: identity before everything, then whatever is established, then by score."""
+    order = {"identical": 0, "independent": 2}
+    return sorted(
+        matches,
+        key=lambda m: (
+            order.get(m.verdict.relation, 1),
+            -(m.evidence.a.identical + m.evidence.b.identical) * (m.verdict.relation == "subset"),
+            -m.verdict.z,
+            -m.verdict.score,
+            m.model["name"],
+        ),
+    )
+
+
+def _shortlist(index: ScanIndex, query: Print, method: Method, count: int) -> list[int]:
+    """Rows of the largest standard scores among all that the scan could not rule out."""
+    position, anchored = query.codes
+    use_sketch = method != "features" and bool(query.row["flags"] & _HAS_SKETCH)
+    use_gram = method != "hierarchical" and query.kind is not None
+    if not (use_sketch or use_gram):
+        return []
+    rows = index.candidates(position if use_sketch else None, anchored if use_gram else None, SHORT_LIST)
+    forms = (np.asarray(query.row[name], np.int8) for name in ("position_vec", "anchored_vec"))
+    cosines = index.cosines(rows, *forms)
+    scores = np.where([use_sketch, use_gram], cosines * (32.0, 20.0), -np.inf).max(axis=1, initial=-np.inf)
+    return rows[np.argsort(-scores, kind="stable")[:count]].tolist()  # type: ignore[no-any-return]
+
+
+def weigh(a: Print, b: Print, method: Method = "hybrid") -> Evidence:
+    """Evidence from two fingerprints alone."""
+    exact, half = _shares(a, b, "exact"), _shares(a, b, "half")
+    both = a.row["flags"] & b.row["flags"]
+    sketch = gram = None
+    if method != "features" and both & _HAS_SKETCH:
+        sketch = _cosine(a.sums[0], b.sums[0])
+    if method != "hierarchical" and a.kind is not None and a.kind == b.kind and a.sums[2] == b.sums[2]:
+        gram = _cosine(a.sums[1], b.sums[1])
+    casted = _rounded_side(a, b, exact, half)
+    return Evidence(
+        a=a.side(exact[0], half[0]),
+        b=b.side(exact[1], half[1]),
+        sketch=sketch,
+        gram=gram,
+        cast="BF16" if casted else None,
+        casted=casted,
+    )
+
+
+def _shares(a: Print, b: Print, field: str) -> tuple[float, float]:
+    """Share of each one's values in tensors whose digest also occurs in the other."""
+    shares = []
+    for own, other in ((a.hashes, b.hashes), (b.hashes, a.hashes)):
+        known = np.isin(own[field], other[field])
+        shares.append(float(own["parameters"][known].sum() / max(int(own["parameters"].sum()), 1)))
+    return shares[0], shares[1]
+
+
+def _rounded_side(a: Print, b: Print, exact: tuple[float, float], half: tuple[float, float]) -> _Side | None:
+    """Which one is a bfloat16 copy of the other, if one is: equal after rounding, and itself rounded."""
+    if min(half) < 1.0 or min(exact) == 1.0:
+        return None
+    return "b" if _is_rounded(b) else "a"
+
+
+def _is_rounded(model: Print) -> bool:
+    """Whether the largest tensor is exact in bfloat16: its exact digest is then made from the other."""
+    largest = model.hashes[int(model.hashes["parameters"].argmax())]
+    half = int(largest["half"]).to_bytes(8, "little")
+    made = hashlib.sha256(b"exact-b16|" + half).digest()[:8]
+    return int.from_bytes(made, "little") == int(largest["exact"])
+
+
+def _cosine(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
+    norm = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / norm if norm else None
+
+
+def _mean(profiles: list[Profile], field: str) -> float | None:
+    return float(np.mean([p.value(field) for p in profiles])) if profiles else None
