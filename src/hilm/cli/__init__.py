@@ -1,0 +1,1 @@
+"""The command line: one lazy table of commands over the public verbs."""

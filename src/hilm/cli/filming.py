@@ -1,0 +1,216 @@
+"""``hilm encode``, ``hilm decode`` and ``hilm verify``: checkpoints to reels, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import hilm
+from hilm.cli import options, output
+from hilm.cli.output import clean, count, facts, figure, seconds, size, table
+from hilm.errors import NetworkError, UsageError
+
+if TYPE_CHECKING:
+    from hilm.cli.output import Document
+
+
+@click.command(
+    cls=options.Command,
+    examples=(
+        "hilm encode ./all-MiniLM-L6-v2",
+        "hilm encode ./bert-base ./roberta-base --max-params 30000",
+        "hilm encode --models ./bert-base ./roberta-base --storage-dir experiment_1",
+        "hilm encode ./gpt2 --stream --layers attention mlp --chunk-size 8000 --max-params 35000",
+    ),
+)
+@click.argument("models", nargs=-1, metavar="MODEL…")
+@click.option(
+    "--models", "--model", "more_models", cls=options.Several, metavar="MODEL…", help="More models."
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["archive", "sample"]),
+    help="archive keeps every bit; sample films some parameters. "
+    "[default: sample with --max-params or --stream, else archive]",
+)
+@options.selection
+@click.option("--stream", is_flag=True, help="A film of chunks, one frame each.")
+@click.option("--name", help="The model's name in the store. [default: the folder's]")
+@click.option("--no-preview", is_flag=True, help="Leave out the pictures a video player shows.")
+@click.option("--force", is_flag=True, help="Film again what is already in the store.")
+@click.option("--download-popular", is_flag=True, hidden=True)
+@options.jobs
+@options.storage_dir
+@options.switches
+def encode(
+    models: tuple[str, ...],
+    more_models: tuple[str, ...],
+    *,
+    mode: str | None,
+    max_params: int | None,
+    stream: bool,
+    chunk_size: int | None,
+    layers: tuple[str, ...],
+    exclude_layers: tuple[str, ...],
+    name: str | None,
+    no_preview: bool,
+    force: bool,
+    download_popular: bool,
+    jobs: int | None,
+    storage_dir: Path | None,
+) -> None:
+    """Film checkpoints: one reel each, a video file that holds the weights and can prove it.
+
+    Every model filmed is remembered in the store, where hilm search finds it.
+    """
+    if download_popular:
+        raise NetworkError(
+            "--download-popular needs the Hugging Face Hub, which this version cannot reach",
+            hint="download the models and give their folders: hilm encode FOLDER…",
+        )
+    if not (models or more_models):
+        raise UsageError("no model to encode", hint="name folders or files: hilm encode ./bert-base ./gpt2")
+    with output.progress() as progress:
+        document = hilm.Store(storage_dir).encode(
+            [*models, *more_models],
+            mode=mode or ("sample" if max_params or stream else "archive"),
+            max_params=max_params,
+            stream=stream,
+            chunk_size=chunk_size,
+            layers=layers or None,
+            exclude_layers=exclude_layers or None,
+            name=name,
+            preview=not no_preview,
+            jobs=jobs,
+            force=force,
+            progress=progress,
+        )
+    output.settle(document, "models")
+    output.emit(document, encoded)
+
+
+def encoded(document: Document) -> str:
+    """Write one line a reel: what it holds and what it cost."""
+    reels = document["models"]
+    return "\n".join(
+        [
+            table(
+                ["model", "mode", ">parameters", ">size", ">bits/weight", ">NMSE", ">time"],
+                [
+                    [
+                        clean(reel["model"]),
+                        reel["mode"],
+                        count(reel["parameters"]),
+                        size(reel["bytes"]),
+                        figure(reel["bits_per_weight"]),
+                        figure(reel["nmse"]),
+                        seconds(reel["seconds"]),
+                    ]
+                    for reel in reels
+                ],
+            ),
+            "",
+            *dict.fromkeys(clean(str(reel["reel"])) for reel in reels),
+        ]
+    )
+
+
+@click.command(
+    cls=options.Command,
+    examples=(
+        "hilm decode bert-base ./restored",
+        "hilm decode bert-base.mkv ./restored --tensor embeddings.word_embeddings.weight",
+    ),
+)
+@click.argument("reel")
+@click.argument("out_dir", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--tensor", metavar="NAME", help="Only this tensor; nothing else of the reel is read.")
+@options.storage_dir
+@options.switches
+@click.pass_context
+def decode(
+    context: click.Context, reel: str, out_dir: Path, *, tensor: str | None, storage_dir: Path | None
+) -> None:
+    """Write a reel's weights back as safetensors.
+
+    REEL is a file, or the name of a model in the store. Ends with exit code 3 if the weights are not the ones
+    that were filmed.
+    """
+    document = hilm.decode(find_reel(reel, storage_dir), out_dir, tensor=tensor)
+    output.emit(document, decoded)
+    if document["sha256_ok"] is False:
+        context.exit(3)
+
+
+def decoded(document: Document) -> str:
+    """Write where the weights went, and whether they are the ones that were filmed."""
+    proof = {
+        True: "same bits as filmed (SHA-256)",
+        False: "NOT the bits that were filmed",
+        None: output.ABSENT,
+    }
+    return facts(
+        {
+            "written to": clean(str(document["out"])),
+            "tensors": count(amount(document["tensors"])),
+            "proof": proof[document["sha256_ok"]],
+        }
+    )
+
+
+@click.command(
+    cls=options.Command,
+    examples=("hilm verify bert-base", "hilm verify bert-base.mkv --against ./bert-base --json"),
+)
+@click.argument("reel")
+@click.option("--against", metavar="MODEL", help="Compare with the checkpoint too, value by value.")
+@options.storage_dir
+@options.switches
+@click.pass_context
+def verify(context: click.Context, reel: str, *, against: str | None, storage_dir: Path | None) -> None:
+    """Prove that a reel holds what was filmed: every checksum, and with --against every value.
+
+    REEL is a file, or the name of a model in the store. Ends with exit code 3 if it does not.
+    """
+    path = find_reel(reel, storage_dir)
+    with output.progress() as progress:
+        document = hilm.verify(path, against=against, progress=progress)
+    output.emit(document, verified)
+    if not document["ok"]:
+        context.exit(3)
+
+
+def verified(document: Document) -> str:
+    """Write the verdict, then everything that is wrong."""
+    bad = document["bad"]
+    checked = count(amount(document["checked"]))
+    verdict = (
+        output.paint("ok", fg="green", bold=True)
+        if document["ok"]
+        else output.paint("BAD", fg="red", bold=True)
+    )
+    lines = [f"{verdict}: {checked} checked, {len(bad):,} bad"]
+    if document["max_abs"] is not None:
+        lines.append(f"largest difference {figure(document['max_abs'])}, NMSE {figure(document['nmse'])}")
+    return "\n".join([*lines, *(f"  {clean(str(item))}" for item in bad)])
+
+
+def amount(things: int | list[object]) -> int:
+    """Return a number of things, given as the number or as the things."""
+    return things if isinstance(things, int) else len(things)
+
+
+def find_reel(reel: str, storage_dir: Path | None) -> Path:
+    """Return the file REEL means: a path, or the name of a model in the store.
+
+    Raises:
+        UsageError: The model is in the store without a reel.
+    """
+    if Path(reel).exists():
+        return Path(reel)
+    kept = hilm.Store(storage_dir).show(reel)["reel"]
+    if kept is None:
+        raise UsageError(f"{reel} was indexed without a reel", hint=f"film it: hilm encode {reel}")
+    return Path(kept)

@@ -1,0 +1,105 @@
+"""``hilm list``, ``hilm stats``, ``hilm show`` and ``hilm rm``: what the store holds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import hilm
+from hilm.cli import options, output
+from hilm.cli.output import chance, clean, count, facts, figure, seconds, size, table
+
+if TYPE_CHECKING:
+    from hilm.cli.output import Document
+
+
+@click.command(
+    "list", cls=options.Command, examples=("hilm list", "hilm list --storage-dir experiment_1 --json")
+)
+@click.option("--list-models", is_flag=True, hidden=True, expose_value=False)
+@options.storage_dir
+@options.switches
+def list_models(*, storage_dir: Path | None) -> None:
+    """List the models in the store."""
+    output.emit(hilm.Store(storage_dir).list(), listed)
+
+
+def listed(document: Document) -> str:
+    """Write one line a model."""
+    models = document["models"]
+    if not models:
+        return "nothing in this store yet; hilm encode MODEL or hilm index MODEL puts something in"
+    rows = [
+        [
+            clean(model["model"]),
+            count(model["parameters"]),
+            model["mode"] or "fingerprint only",
+            size(model["bytes"]),
+            figure(model["bits_per_weight"]),
+        ]
+        for model in models
+    ]
+    return table(["model", ">parameters", "reel", ">size", ">bits/weight"], rows)
+
+
+@click.command(cls=options.Command, examples=("hilm stats", "hilm stats --json"))
+@click.option("--statistics", is_flag=True, hidden=True, expose_value=False)
+@options.storage_dir
+@options.switches
+def stats(*, storage_dir: Path | None) -> None:
+    """Show what the store holds, in figures."""
+    output.emit(hilm.Store(storage_dir).stats(), described)
+
+
+@click.command(
+    cls=options.Command,
+    examples=("hilm show bert-base", "hilm show bert-base --sheet bert.png --film bert.mp4"),
+)
+@click.argument("model")
+@click.option("--sheet", type=click.Path(path_type=Path), metavar="PNG", help="Draw every tensor's picture.")
+@click.option("--film", type=click.Path(path_type=Path), metavar="MP4", help="Write the film of the weights.")
+@options.storage_dir
+@options.switches
+def show(model: str, *, sheet: Path | None, film: Path | None, storage_dir: Path | None) -> None:
+    """Show what the store knows about a model; with --sheet and --film, let one see it."""
+    output.emit(hilm.Store(storage_dir).show(model, sheet=sheet, film=film), described)
+
+
+@click.command("rm", cls=options.Command, examples=("hilm rm bert-base", "hilm rm bert-base --yes --json"))
+@click.argument("model")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@options.storage_dir
+@options.switches
+def remove(model: str, *, yes: bool, storage_dir: Path | None) -> None:
+    """Forget a model and delete its reel. Asks first when somebody is at the terminal."""
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"forget {clean(model)} and delete its reel?", abort=True, err=True)
+    output.emit(hilm.Store(storage_dir).remove(model), described)
+
+
+UNITS = {"bytes": size, "seconds": seconds, "p_value": chance}
+"""Part of a key → how its figure is written."""
+
+
+def described(document: Document) -> str:
+    """Write every figure of a document with its unit, one a line."""
+    return facts({key.replace("_", " "): valued(key, value) for key, value in document.items()})
+
+
+def valued(key: str, value: object) -> str:
+    """Write one value; its key tells the unit."""
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{clean(str(name))} {valued(f'{key}.{name}', part)}" for name, part in value.items()
+        )
+    if isinstance(value, list):
+        return ", ".join(valued(key, part) for part in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        unit = next((write for word, write in UNITS.items() if word in key), None)
+        return (unit or (count if isinstance(value, int) else figure))(value)
+    return output.ABSENT if value is None else clean(str(value))

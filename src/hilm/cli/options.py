@@ -1,0 +1,136 @@
+"""What the commands share: their class, flags that take several values, and common options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from hilm.cli import output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    Function = TypeVar("Function", bound=Callable[..., Any])
+
+SWITCHES = {
+    "--json": "Print one JSON document on stdout.",
+    "--quiet": "Write no progress, notes or warnings.",
+    "--no-progress": "Draw no progress bars.",
+}
+"""Flags of every command; also accepted before the command's name."""
+
+
+class Several(click.Option):
+    """A flag that takes every value up to the next flag, as in ``--models A B C``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 passed on to click.Option
+        super().__init__(*args, **{**kwargs, "multiple": True})
+
+    def takes(self, value: str) -> bool:
+        """Say whether a further value still belongs to this flag."""
+        return bool(value)
+
+
+class LayerTypes(Several):
+    """``--layers attention mlp``: a path ends the values, as in ``--layers attention ./model``."""
+
+    def takes(self, value: str) -> bool:
+        """Say whether a value can be a layer type, rightly spelled or not."""
+        from hilm.weights.roles import LAYER_TYPES  # noqa: PLC0415 only a command with --layers pays for it
+
+        return value in LAYER_TYPES or not ("/" in value or Path(value).exists())
+
+
+class Command(click.Command):
+    """A command whose help ends with examples, and whose flags may take several values.
+
+    Args:
+        examples: Complete command lines.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:  # noqa: ANN401 click's
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Write a flag again before each further value of it, which is the form click reads."""
+        several = {
+            flag: option for option in self.params if isinstance(option, Several) for flag in option.opts
+        }
+        return super().parse_args(ctx, spread(args, several))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        del ctx
+        with formatter.section("Examples"):
+            for example in self.examples:
+                formatter.write(f"{'':{formatter.current_indent}}$ {example}\n")
+
+
+def spread(args: Sequence[str], several: Mapping[str, Several]) -> list[str]:
+    """Turn ``--layers attention mlp`` into ``--layers attention --layers mlp``.
+
+    Args:
+        args: The words after the command's name.
+        several: Flags, spelled with dashes, that take more than one value.
+    """
+    written: list[str] = []
+    flag, values = "", 0
+    for position, word in enumerate(args):
+        if word == "--":
+            return written + list(args[position:])
+        if word.startswith("-"):
+            flag, values = word.replace("_", "-"), 0
+        elif flag in several and values and several[flag].takes(word):
+            written.append(flag)
+        elif values:
+            flag = ""
+        values += not word.startswith("-")
+        written.append(word)
+    return written
+
+
+def switches(function: Function) -> Function:
+    """Add --json, --quiet and --no-progress, which :mod:`hilm.cli.output` obeys."""
+    for flag, text in reversed(SWITCHES.items()):
+        short = ("-q",) if flag == "--quiet" else ()
+        click.option(
+            flag, *short, is_flag=True, expose_value=False, is_eager=True, callback=output.keep, help=text
+        )(function)
+    return function
+
+
+def storage_dir(function: Function) -> Function:
+    """Add --storage-dir; without it the store is $HILM_HOME or ~/.cache/hilm."""
+    return click.option(
+        "--storage-dir",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="The store. [default: $HILM_HOME, else ~/.cache/hilm]",
+    )(function)
+
+
+def selection(function: Function) -> Function:
+    """Add --layers, --exclude-layers, --chunk-size and --max-params."""
+    layers = "embedding, attention, mlp, normalization, output or other."
+    for option in (
+        click.option(
+            "--max-params", type=click.IntRange(min=1), metavar="N", help="Take at most N parameters."
+        ),
+        click.option("--chunk-size", type=click.IntRange(min=1), metavar="N", help="Parameters per chunk."),
+        click.option(
+            "--exclude-layers", cls=LayerTypes, metavar="TYPE…", help="Leave these layer types out."
+        ),
+        click.option("--layers", cls=LayerTypes, metavar="TYPE…", help=f"Only these layer types: {layers}"),
+    ):
+        option(function)
+    return function
+
+
+def jobs(function: Function) -> Function:
+    """Add --jobs."""
+    return click.option(
+        "--jobs", type=click.IntRange(min=1), metavar="N", help="Models at a time. [default: as cores allow]"
+    )(function)

@@ -1,0 +1,106 @@
+"""Look at a checkpoint: what is in it, and its values in one pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hilm.weights import MemoryEfficientParameterStreamer, StreamingConfig, open_checkpoint
+from hilm.weights.statistics import RoleStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from os import PathLike
+
+    Progress = Callable[[int, int, str], None]
+
+
+def no_progress(done: int, total: int, label: str) -> None:
+    """Say nothing."""
+
+
+def inspect(model: str | PathLike[str]) -> dict[str, Any]:
+    """List what a checkpoint holds; no weights are read.
+
+    Args:
+        model: A folder, a weight file or an index file.
+
+    Returns:
+        ``model``, ``format``, ``parameters`` (weight values, each storage once), ``tensors`` (name, shape,
+        dtype, role, bytes), ``roles`` (parameters of each), ``files`` (name, bytes), ``notes``.
+
+    Raises:
+        InputError: There is no checkpoint, or it is damaged.
+    """
+    with open_checkpoint(model) as checkpoint:
+        tensors, roles = [], dict[str, int]()
+        for info in checkpoint.tensors.values():
+            tensors.append(
+                {
+                    "name": info.name,
+                    "shape": list(info.shape),
+                    "dtype": info.dtype,
+                    "role": info.role.type,
+                    "bytes": info.nbytes,
+                }
+            )
+            if info.is_weight and info.alias_of is None:
+                roles[info.role.type] = roles.get(info.role.type, 0) + info.numel
+        return {
+            "model": checkpoint.name,
+            "format": checkpoint.format,
+            "parameters": checkpoint.total_parameters,
+            "tensors": tensors,
+            "roles": roles,
+            "files": [{"name": file.name, "bytes": file.size} for file in checkpoint.files],
+            "notes": list(checkpoint.notes),
+        }
+
+
+def stream(
+    model: str | PathLike[str],
+    *,
+    layers: Sequence[str] | None = None,
+    exclude_layers: Sequence[str] | None = None,
+    chunk_size: int = 1024,
+    max_memory_mb: float = 1024.0,
+    adaptive: bool = True,
+    max_params: int | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Stream every selected value once and measure it.
+
+    Args:
+        model: A folder, a weight file or an index file.
+        layers: Layer types to stream; all when None.
+        exclude_layers: Layer types to leave out.
+        chunk_size: Values per chunk.
+        max_memory_mb: MiB above which chunks shrink.
+        adaptive: Whether chunks adapt to memory at all.
+        max_params: Stream a sample of so many values, spread over all selected tensors.
+        progress: Called with values done, values in all, and the current tensor.
+
+    Returns:
+        The nine documented statistics, ``peak_memory_mb``, ``chunks``, and ``layers``: per layer type the
+        parameters, mean, std, min, max, zeros and nonfinite values.
+
+    Raises:
+        InputError: There is no checkpoint, or it is damaged.
+        UsageError: A filter or size makes no sense.
+    """
+    config = StreamingConfig(
+        chunk_size=chunk_size,
+        max_memory_mb=max_memory_mb,
+        adaptive_chunk_sizing=adaptive,
+        target_layers=list(layers) if layers else None,
+        exclude_layers=list(exclude_layers) if exclude_layers else None,
+    )
+    streamer, statistics = MemoryEfficientParameterStreamer(config), RoleStatistics()
+    for values, chunk, state in streamer.stream(model, max_total_params=max_params):
+        statistics.update(chunk.layer_type, values)
+        progress(state.processed_parameters, state.total_parameters, chunk.layer_name)
+    figures = streamer.get_streaming_statistics()
+    state = streamer.progress
+    figures["peak_memory_mb"] = state.peak_memory_mb if state else 0.0
+    figures["chunks"] = state.chunks_processed if state else 0
+    figures["layers"] = statistics.summary()
+    return figures

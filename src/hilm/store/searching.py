@@ -1,0 +1,108 @@
+"""Search a store: fingerprints first, and the weights themselves where fingerprints cannot decide."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from threadpoolctl import threadpool_limits
+
+from hilm.errors import InputError, StorageError, UnknownModel
+from hilm.lineage.fingerprint import fingerprint
+from hilm.lineage.scan import ScanIndex
+from hilm.lineage.search import Match, Method, Print, find_similar, rank
+from hilm.lineage.units import match_units
+from hilm.lineage.verdict import verdict
+from hilm.store.work import reference_key
+from hilm.weights import open_checkpoint
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from hilm.store.reading import Progress
+    from hilm.store.store import Store
+
+PROOFS = 8
+"""Candidates whose weights are read at most."""
+
+
+def search_store(
+    store: Store,
+    model: str | PathLike[str],
+    method: str,
+    top_k: int,
+    *,
+    proof: bool,
+    progress: Progress,
+) -> tuple[str, list[Match]]:
+    """Return what the query is called, and its matches, best first."""
+    if not store.exists:
+        raise UnknownModel(f"the store {store.path} is empty", hint="hilm index or hilm encode fills it")
+    query, path, ref_key = _query_print(store, model, progress)
+    index = ScanIndex.open(store.catalog, store.path / "cache")
+    matches = find_similar(
+        store.catalog, index, query, method=cast("Method", method), top_k=max(top_k, PROOFS), without=ref_key
+    )
+    if proof and method != "hierarchical":
+        matches = _prove(query, path, matches, len(index.keys), progress)
+    return query.name, matches[:top_k]
+
+
+def _query_print(
+    store: Store, model: str | PathLike[str], progress: Progress
+) -> tuple[Print, str, bytes]:
+    """Fingerprint of a path, or the stored one where the store knows the model as it is now."""
+    if not os.path.exists(model):  # noqa: PTH110 - may be text that is no path
+        row = store.row(os.fspath(model))
+        found = store.catalog.rows("fingerprints", {"content_key": row["content_key"]})
+        return Print(row["name"], found[0]), row["uri"], row["ref_key"]
+    with open_checkpoint(model) as checkpoint:
+        ref_key = reference_key(checkpoint.path)
+        known = store.catalog.models({"ref_key": ref_key})
+        if known and known[0]["commit"] == checkpoint.state.hex():
+            found = store.catalog.rows("fingerprints", {"content_key": known[0]["content_key"]})
+            return Print(known[0]["name"], found[0]), os.fspath(model), ref_key
+        total, done = sum(info.numel for info in checkpoint.tensors.values()), 0
+
+        def tick(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, total, checkpoint.name)
+
+        row = fingerprint(checkpoint, tick).to_row(bytes(32))
+        return Print(checkpoint.name, row), os.fspath(model), ref_key
+
+
+def _prove(query: Print, path: str, matches: list[Match], n: int, progress: Progress) -> list[Match]:
+    """Match hidden units of models of equal shapes that were not established: it sees through permutations."""
+    proved, left = [], PROOFS
+    for number, match in enumerate(matches):
+        sides = match.evidence.a, match.evidence.b
+        unclear = match.verdict.relation == "independent" and sides[0].width == sides[1].width
+        if not unclear or not left:
+            proved.append(match)
+            continue
+        left -= 1
+        progress(number, len(matches), f"proof: {match.model['name']}")
+        proved.append(_with_units(path, match, n))
+    return rank(proved)
+
+
+def _with_units(path: str, match: Match, n: int) -> Match:
+    """The match, judged again with the weights of both; unchanged if one of them is not there any more."""
+    try:
+        with (
+            open_checkpoint(path) as a,
+            open_checkpoint(match.model["uri"]) as b,
+            threadpool_limits(1, "blas"),
+        ):
+            units = match_units(a, b)
+    except (InputError, StorageError):
+        return match
+    if units is None:
+        return match
+    evidence = replace(
+        match.evidence, units=units.cosine, units_z=units.z, controls=units.controls, tokens=units.tokens
+    )
+    return replace(match, evidence=evidence, verdict=verdict(evidence, n=n))

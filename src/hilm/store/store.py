@@ -1,0 +1,307 @@
+"""A store: a folder with a catalog of models and the reels made of them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hilm.errors import NotAStore, StorageError, UnknownModel, UsageError
+from hilm.store.reading import no_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    from hilm.lineage.catalog import Catalog
+    from hilm.lineage.search import Match
+    from hilm.store.intake import Intake
+    from hilm.store.reading import Progress
+
+DEFAULT_SAMPLE = 30_000
+"""Values of a sample when no number is given."""
+
+DEFAULT_CHUNK = 1024
+_MODES = ("archive", "sample")
+
+
+def default_path() -> Path:
+    """Where the store is when nobody says: ``$HILM_HOME`` or ``~/.cache/hilm``."""
+    return Path(os.environ.get("HILM_HOME") or "~/.cache/hilm").expanduser()
+
+
+class Store:
+    """A folder with ``catalog/`` and ``reels/``; it is made when something is first put into it.
+
+    Args:
+        path: The folder; ``$HILM_HOME`` or ``~/.cache/hilm`` by default.
+
+    Raises:
+        NotAStore: The folder holds something else.
+    """
+
+    def __init__(self, path: str | PathLike[str] | None = None) -> None:
+        self.path = Path(path) if path is not None else default_path()
+        self.reels = self.path / "reels"
+        if self.path.exists() and not self._is_ours():
+            raise NotAStore(f"{self.path} is not a hilm store and not an empty folder")
+
+    def _is_ours(self) -> bool:
+        if not self.path.is_dir():
+            return False
+        return (self.path / "catalog").is_dir() or not any(self.path.iterdir())
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever put into it."""
+        return (self.path / "catalog").is_dir()
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The catalog, made if it is not there."""
+        from hilm.lineage.catalog import Catalog  # noqa: PLC0415 - its library takes a second to import
+
+        try:
+            self.reels.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make the store {self.path}: {error.strerror}") from error
+        return Catalog.open(self.path / "catalog", create=True)
+
+    def encode(
+        self,
+        models: Sequence[str | PathLike[str]],
+        *,
+        mode: str = "archive",
+        max_params: int | None = None,
+        stream: bool = False,
+        chunk_size: int | None = None,
+        layers: Sequence[str] | None = None,
+        exclude_layers: Sequence[str] | None = None,
+        name: str | None = None,
+        preview: bool = True,
+        jobs: int | None = None,
+        force: bool = False,
+        progress: Progress = no_progress,
+    ) -> dict[str, Any]:
+        """Film models and catalogue their fingerprints, all in one pass over each.
+
+        Args:
+            models: Folders or files.
+            mode: ``archive`` keeps every bit; ``sample`` keeps some values, one frame per model.
+            max_params: Values of a sample, spread over all tensors.
+            stream: One frame per chunk instead.
+            chunk_size: Values of such a chunk.
+            layers: Layer types to sample.
+            exclude_layers: Layer types to leave out of the sample.
+            name: What to call the model; its folder's name by default.
+            preview: Whether the reel gets a front video that players show.
+            jobs: Processes; by default one per core where there are enough models.
+            force: Encode again what is in the store already.
+            progress: Called with models done, models in all, and a name.
+
+        Returns:
+            ``models``: per model its reel, mode, parameters, bits_per_weight, bytes, nmse, seconds;
+            ``failed``: per failure the model, message, hint and exit_code.
+
+        Raises:
+            UsageError: Options that do not go together.
+            StorageError: The store cannot be written.
+        """
+        if mode not in _MODES:
+            raise UsageError(f"there is no mode {mode!r}", hint=f"modes: {', '.join(_MODES)}")
+        options: dict[str, Any] = {"preview": preview}
+        if mode == "sample":
+            options |= {
+                "limit": max_params or DEFAULT_SAMPLE,
+                "chunk_size": (chunk_size or DEFAULT_CHUNK) if stream else None,
+                "layers": tuple(layers) if layers else None,
+                "exclude_layers": tuple(exclude_layers) if exclude_layers else None,
+            }
+        elif max_params or stream or chunk_size or layers or exclude_layers:
+            raise UsageError("an archive keeps everything: it takes no sampling options", hint="--mode sample")
+        intake = self._intake(mode, options, force=force, progress=progress)
+        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
+        return {"models": [*intake.skipped.values(), *intake.done.values()], "failed": intake.failed}
+
+    def index(
+        self,
+        models: Sequence[str | PathLike[str]],
+        *,
+        jobs: int | None = None,
+        name: str | None = None,
+        force: bool = False,
+        progress: Progress = no_progress,
+    ) -> dict[str, Any]:
+        """Catalogue fingerprints without making reels.
+
+        Returns:
+            ``indexed`` and ``skipped`` (names), ``failed`` (model, message, hint, exit_code).
+
+        Raises:
+            StorageError: The store cannot be written.
+        """
+        intake = self._intake("index", {}, force=force, progress=progress)
+        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
+        return {"indexed": list(intake.done), "skipped": list(intake.skipped), "failed": intake.failed}
+
+    def _intake(self, mode: str, options: dict[str, Any], *, force: bool, progress: Progress) -> Intake:
+        from hilm.store.intake import Intake  # noqa: PLC0415 - reading a store needs no encoder
+
+        return Intake(self.catalog, self.reels, mode, options, force, progress)
+
+    def search(
+        self,
+        model: str | PathLike[str],
+        *,
+        method: str = "hybrid",
+        top_k: int = 10,
+        proof: bool = True,
+        progress: Progress = no_progress,
+    ) -> dict[str, Any]:
+        """Find relatives of a model.
+
+        Args:
+            model: A folder or file, or the name of a model in the store.
+            method: ``hierarchical`` (same coordinates), ``features`` (any coordinates) or ``hybrid``.
+            top_k: How many matches to return.
+            proof: Read the weights of likely relatives whose fingerprints alone prove nothing.
+            progress: Called as the work goes on.
+
+        Returns:
+            ``query``, ``method``, ``matches``: model, score, z, p_value, relation, level, sentence, details,
+            uri; best first.
+
+        Raises:
+            UnknownModel: Neither a path nor a name in the store.
+            UsageError: No such method.
+        """
+        from hilm.store.searching import search_store  # noqa: PLC0415 - only searching needs it
+
+        query, matches = search_store(self, model, method, top_k, proof=proof, progress=progress)
+        return {"query": query, "method": method, "matches": [_describe_match(m) for m in matches]}
+
+    def locate(self, model: str | PathLike[str]) -> str:
+        """A path as it is, or where the model of that name was when it was taken in.
+
+        Raises:
+            UnknownModel: Neither a path nor a name in the store.
+        """
+        if os.path.exists(model):  # noqa: PTH110 - may be text that is no path
+            return os.fspath(model)
+        return str(self.row(os.fspath(model))["uri"])
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Row of the ``models`` table.
+
+        Raises:
+            UnknownModel: No model of that name.
+        """
+        rows = self.catalog.models({"name": name}) if self.exists else []
+        if not rows:
+            raise UnknownModel(f"there is no path and no model in the store called {name!r}")
+        return rows[-1]
+
+    def list(self) -> dict[str, Any]:
+        """Every model in the store: model, parameters, mode, bytes, bits_per_weight, uri."""
+        if not self.exists:
+            return {"models": []}
+        reels: dict[str, list[dict[str, Any]]] = {}
+        for row in self.catalog.rows("reels"):
+            reels.setdefault(row["name"], []).append(row)
+        models = []
+        for row in sorted(self.catalog.models(), key=lambda r: r["name"]):
+            last = reels.get(row["name"], [None])[-1]
+            models.append(
+                {
+                    "model": row["name"],
+                    "parameters": row["parameters"],
+                    "mode": last["mode"] if last else None,
+                    "bytes": last["bytes"] if last else None,
+                    "bits_per_weight": last["bits_per_value"] if last else None,
+                    "uri": row["uri"],
+                }
+            )
+        return {"models": models}
+
+    def stats(self) -> dict[str, Any]:
+        """Totals over the store: models, parameters, reels, bytes of reels and of their sources."""
+        models = self.catalog.models() if self.exists else []
+        reels = self.catalog.rows("reels") if self.exists else []
+        files = {row["uri"] for row in reels}
+        sizes = [(self.reels / uri).stat().st_size for uri in files if (self.reels / uri).is_file()]
+        return {
+            "path": str(self.path),
+            "models": len(models),
+            "parameters": sum(row["parameters"] for row in models),
+            "source_bytes": sum(row["bytes"] for row in models),
+            "reels": len(files),
+            "reel_bytes": sum(sizes),
+            "frames": sum(row["frames"] for row in reels),
+        }
+
+    def show(
+        self, model: str, *, sheet: str | PathLike[str] | None = None, film: str | PathLike[str] | None = None
+    ) -> dict[str, Any]:
+        """Everything the store knows of one model; optionally its contact sheet and film.
+
+        Args:
+            model: Name of a model in the store.
+            sheet: PNG to write.
+            film: MP4 to write.
+
+        Raises:
+            UnknownModel: No model of that name.
+            UsageError: It has no film, or neither weights nor archive to draw.
+        """
+        from hilm.store.showing import show_model  # noqa: PLC0415 - only pictures need it
+
+        return show_model(self, model, sheet=sheet, film=film)
+
+    def remove(self, model: str) -> dict[str, Any]:
+        """Forget a model, and delete its reels where no other model is in them.
+
+        Raises:
+            UnknownModel: No model of that name.
+        """
+        self.row(model)
+        orphans = self.catalog.delete([model])
+        for uri in orphans:
+            with suppress(FileNotFoundError):
+                (self.reels / uri).unlink()
+        return {"removed": model, "deleted_reels": orphans}
+
+
+def _describe_match(match: Match) -> dict[str, Any]:
+    judged = match.verdict
+    return {
+        "model": match.model["name"],
+        "score": judged.score,
+        "z": judged.z,
+        "p_value": judged.p_value,
+        "relation": judged.relation,
+        "level": judged.level,
+        "sentence": judged.sentence,
+        "details": judged.details,
+        "uri": match.model["uri"],
+    }
+
+
+def encode(
+    models: Sequence[str | PathLike[str]], *, store: Store | None = None, **options: Any  # noqa: ANN401 - of Store.encode
+) -> dict[str, Any]:
+    """``Store.encode`` on the default store or the one given."""
+    return (store or Store()).encode(models, **options)
+
+
+def index(
+    models: Sequence[str | PathLike[str]], *, store: Store | None = None, **options: Any  # noqa: ANN401 - of Store.index
+) -> dict[str, Any]:
+    """``Store.index`` on the default store or the one given."""
+    return (store or Store()).index(models, **options)
+
+
+def search(model: str | PathLike[str], *, store: Store | None = None, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - of Store.search
+    """``Store.search`` on the default store or the one given."""
+    return (store or Store()).search(model, **options)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import click
+import pytest
+
+from hilm.cli.filming import decoded, encoded, find_reel, verified
+
+REEL = {
+    "model": "bert",
+    "reel": "store/reels/bert.mkv",
+    "mode": "archive",
+    "parameters": 22_713_216,
+    "bits_per_weight": 25.913,
+    "bytes": 73_572_352,
+    "nmse": 0.0,
+    "seconds": 3.2,
+}
+
+
+def test_encode_shows_a_line_a_model_and_each_reel_once():
+    sample = {**REEL, "mode": "sample", "reel": "store/reels/sample.mkv", "nmse": None}
+    document = {"models": [REEL, {**sample, "model": "a"}, {**sample, "model": "b"}], "failed": []}
+    lines = click.unstyle(encoded(document)).splitlines()
+    assert lines[1].split() == ["bert", "archive", "22.7", "M", "70.2", "MiB", "25.91", "0", "3.20", "s"]
+    assert lines[2].split()[-3] == "-"
+    assert lines[4:] == ["", "store/reels/bert.mkv", "store/reels/sample.mkv"]
+
+
+@pytest.mark.parametrize(
+    ("proof", "text"), [(True, "same bits as filmed"), (False, "NOT the bits that were filmed"), (None, "-")]
+)
+def test_decode_says_whether_the_bits_are_the_same(proof, text):
+    assert text in decoded({"out": "there", "tensors": 103, "sha256_ok": proof})
+
+
+def test_verify_names_everything_that_is_wrong():
+    document = {"ok": False, "checked": 103, "bad": ["a.weight", "b\x1b"], "max_abs": 0.5, "nmse": 0.01}
+    assert click.unstyle(verified(document)).splitlines() == [
+        "BAD: 103 checked, 2 bad",
+        "largest difference 0.5, NMSE 0.01",
+        "  a.weight",
+        "  b\ufffd",
+    ]
+
+
+def test_verify_without_a_checkpoint_measures_no_difference():
+    document = {"ok": True, "checked": 1, "bad": [], "max_abs": None, "nmse": None}
+    assert click.unstyle(verified(document)) == "ok: 1 checked, 0 bad"
+
+
+def test_a_reel_can_be_a_path(tmp_path):
+    path = tmp_path / "bert.mkv"
+    path.touch()
+    assert find_reel(str(path), tmp_path / "store") == path
+
+
+def test_a_reel_verifies_and_decodes_to_the_same_weights(hilm, house):
+    ran = hilm("encode", "base", "--json")
+    assert (ran.code, ran.document["failed"]) == (0, [])
+    reel = ran.document["models"][0]
+    assert (reel["mode"], reel["nmse"]) == ("archive", 0)
+    for target in ("base", reel["reel"]):
+        assert hilm("verify", target, "--against", "base").code == 0
+        ran = hilm("decode", target, f"restored-{len(target)}", "--json")
+        assert (ran.code, ran.document["sha256_ok"]) == (0, True)
+
+
+def test_a_damaged_reel_is_exit_3(hilm, house):
+    path = find_reel(hilm("encode", "stranger", "--json").document["models"][0]["reel"], None)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    (house / "damaged.mkv").write_bytes(data)
+    assert hilm("verify", "damaged.mkv").code == 3
+
+
+def test_a_limit_makes_a_sample(hilm):
+    ran = hilm("encode", "--models", "base", "tuned", "--max-params", "300", "--json")
+    assert [reel["mode"] for reel in ran.document["models"]] == ["sample", "sample"]
+
+
+def test_one_bad_model_is_a_warning_and_only_bad_ones_an_error(hilm):
+    ran = hilm("encode", "base", "nowhere", "--json")
+    assert ran.code == 0
+    assert [entry["model"] for entry in ran.document["failed"]] == ["nowhere"]
+    assert ran.err.startswith("warning: nowhere: ")
+    ran = hilm("encode", "nowhere", "--json")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: nowhere: ")
+
+
+def test_an_indexed_model_has_no_reel(hilm, house):
+    hilm("index", "base", "--name", "kept")
+    ran = hilm("decode", "kept", "out")
+    assert ran.code == 2
