@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hilm.errors import UsageError
-from hilm.weights.checkpoint import Span, TensorInfo
 from hilm.weights.roles import classify
 from hilm.weights.selection import RUN, Selection
 from hilm.weights.streamer import as_runs
+from hilm.weights.tensor import Span, TensorInfo
 
 
 def tensors(sizes):

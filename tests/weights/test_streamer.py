@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from hilm import errors
 from hilm.weights import MemoryEfficientParameterStreamer, StreamingConfig, open_checkpoint
-from hilm.weights.checkpoint import BLOCK_VALUES
+from hilm.weights.blocks import RING, STALE
 from hilm.weights.memory import MemoryMonitor
-from hilm.weights.streamer import RING, STALE, as_runs
+from hilm.weights.streamer import as_runs
+from hilm.weights.tensor import BLOCK_VALUES
 from tests.tiny import bert_like, file_bytes, stored, write_model
 
 SHAPES = st.lists(st.integers(0, 40), max_size=3).map(tuple) | st.tuples(st.integers(1, 9), st.integers(1, 700))

@@ -1,18 +1,19 @@
 """Read any checkpoint: tensors are byte ranges, values arrive in blocks of bounded size."""
 
-from hilm.weights.checkpoint import Checkpoint, FileInfo, Span, TensorInfo, open_checkpoint
+from hilm.weights.blocks import Block
+from hilm.weights.checkpoint import Checkpoint, FileInfo, open_checkpoint
 from hilm.weights.content import ContentDigest, content_key
 from hilm.weights.dtypes import DTYPES, DType, decode
 from hilm.weights.memory import MemoryMonitor
 from hilm.weights.roles import LAYER_TYPES, Role, classify
 from hilm.weights.selection import Selection
 from hilm.weights.streamer import (
-    Block,
     ChunkMetadata,
     MemoryEfficientParameterStreamer,
     StreamingConfig,
     StreamingProgress,
 )
+from hilm.weights.tensor import Span, TensorInfo
 
 __all__ = [
     "DTYPES",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from hilm.weights.blocks import Block
     from hilm.weights.checkpoint import Checkpoint
-    from hilm.weights.streamer import Block
 
 _PIECE = 4 << 20
 

@@ -120,7 +120,7 @@ def _decode_piece(dtype: DType, words: NDArray[np.unsignedinteger], out: NDArray
         np.left_shift(bits, 16, out=bits)
     elif dtype.name == "F16":
         _decode_half(words, out)
-    elif dtype.kind == "float" and dtype.bits == 8:  # noqa: PLR2004 - bits of a byte
+    elif dtype.kind == "float" and dtype.bits == 8:
         _decode_bytes(dtype.name, words, out)
     else:
         letter = {"float": "f", "int": "i", "uint": "u", "bool": "u"}[dtype.kind]

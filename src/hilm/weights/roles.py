@@ -190,7 +190,7 @@ def classify(name: str, shape: tuple[int, ...] | None = None) -> Role:
         name: Name as stored.
         shape: Only breaks a tie: ``shared`` is an embedding table if it is two-dimensional or unknown.
     """
-    is_table = shape is None or len(shape) == 2  # noqa: PLR2004 - rows and columns
+    is_table = shape is None or len(shape) == 2
     # All integers are alike to the rules, so the layers of a model share one cached verdict.
     pieces = _INTEGER.split(name)
     verdict = _judge("0".join(pieces[::2]), is_table)

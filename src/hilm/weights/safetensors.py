@@ -159,7 +159,7 @@ def _check_entry(name: str, entry: object, data_start: int) -> Entry:
     if extent // 8 >= 1 << 63 or bits % 8:
         raise HeaderError("shape", f"{name!r} of shape {list(shape)} does not fill whole bytes below 2^63")
     offsets = _integers(entry["data_offsets"])
-    if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004 - begin and end
+    if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise HeaderError("bounds", f"{name!r}: data_offsets must be a begin and an end")
     begin, end = offsets
     if end - begin != bits // 8:

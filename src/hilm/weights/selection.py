@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from hilm.errors import EmptySelection, UsageError
+from hilm.weights.blocks import Block
 from hilm.weights.roles import resolve_layer_types
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hilm.weights.checkpoint import Checkpoint, TensorInfo
-    from hilm.weights.streamer import Block
+    from hilm.weights.checkpoint import Checkpoint
+    from hilm.weights.tensor import TensorInfo
 
 RUN = 64
 """Longest run of consecutive values in a sample."""
@@ -111,11 +112,9 @@ class Selection:
 
     def read(self, checkpoint: Checkpoint) -> Iterator[tuple[Block, NDArray[np.int64] | None]]:
         """Blocks holding the selected values, with their positions where not all were selected."""
-        from hilm.weights.streamer import Block, read_blocks  # noqa: PLC0415 - the streamer builds on this
-
         whole = {t.name for t, n in zip(self.tensors, self.counts, strict=True) if n == t.numel}
         if len(whole) == len(self.tensors):
-            for block in read_blocks(checkpoint, frozenset(whole)):
+            for block in checkpoint.blocks(frozenset(whole)):
                 yield block, None
             return
         for index, info in enumerate(self.tensors):

@@ -62,7 +62,7 @@ class RoleStatistics:
         return {role: moments.summary() for role, moments in sorted(self.by_role.items())}
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _measure(values: NDArray[np.float32]) -> tuple[float, float, float, float, int, int]:
     total = squares = 0.0
     low, high = np.inf, -np.inf

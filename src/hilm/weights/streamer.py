@@ -1,12 +1,10 @@
-"""Every weight value exactly once, in order, in bounded memory.
+"""The documented stream: chunks of float32 with metadata, progress and a memory limit.
 
-Two views of one stream: *blocks* are what hilm itself works on; *chunks* are the documented unit that users
-iterate over, cut from blocks. A chunk is a view: it costs neither a read nor a conversion of its own.
+Chunks are cut from blocks: a chunk is a view, and costs neither a read nor a conversion of its own.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hilm.errors import Cancelled, UsageError
-from hilm.weights.checkpoint import BLOCK_VALUES, Checkpoint, TensorInfo, open_checkpoint
-from hilm.weights.dtypes import decode
+from hilm.weights.checkpoint import Checkpoint, open_checkpoint
 from hilm.weights.memory import MemoryMonitor
 from hilm.weights.selection import Selection
 
@@ -26,113 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-RING = 3
-"""Buffers in turn: the one being filled, and two that a consumer may still be looking at."""
-
-STALE = np.uint32(0x7FC0DEAD)
-"""What a poisoned buffer is filled with: a NaN that is easy to recognise."""
-
-
-class Block:
-    """Consecutive values of one tensor.
-
-    Its arrays are reused: they hold these values until two further blocks have been taken. A consumer that
-    keeps an array keeps the buffer too; the stream then goes on with a fresh one.
-
-    Attributes:
-        info: The tensor.
-        start: First value, as a flat position in the tensor.
-        stop: One behind the last.
-        words: Stored little-endian bytes, ``uint8``.
-    """
-
-    __slots__ = ("_out", "_values", "info", "start", "stop", "words")
-
-    def __init__(
-        self, info: TensorInfo, start: int, stop: int, words: NDArray[np.uint8], out: NDArray[np.float32]
-    ) -> None:
-        self.info, self.start, self.stop, self.words = info, start, stop, words
-        self._out = out
-        self._values: NDArray[np.float32] | None = None
-
-    @property
-    def values(self) -> NDArray[np.float32]:
-        """The values as float32, one-dimensional; decoded when first asked for."""
-        if self._values is None:
-            if self.info.dtype != "F32":
-                decode(self.info.type, self.words, self._out)
-            self._values = self._out
-        return self._values
-
-    @property
-    def first(self) -> bool:
-        """Whether the tensor starts here."""
-        return self.start == 0
-
-    @property
-    def last(self) -> bool:
-        """Whether the tensor ends here."""
-        return self.stop == self.info.numel
-
-
-class _Buffers:
-    """A value buffer and a byte buffer; F32 is read straight into the former."""
-
-    def __init__(self) -> None:
-        self.values = np.empty(BLOCK_VALUES, np.float32)
-        self.bytes = np.empty(0, np.uint8)
-
-    def reuse(self, nbytes: int, *, poison: bool) -> None:
-        """Make room for ``nbytes``, leaving arrays that somebody still looks at to that somebody."""
-        if sys.getrefcount(self.values) > 2:  # noqa: PLR2004 - the attribute and the argument
-            self.values = np.empty(BLOCK_VALUES, np.float32)
-        if sys.getrefcount(self.bytes) > 2 or len(self.bytes) < nbytes:  # noqa: PLR2004 - the same
-            self.bytes = np.empty(nbytes, np.uint8)
-        if poison:
-            self.values.view(np.uint32)[:] = STALE
-            self.bytes[:] = 0xDE
-
-    def fill(self, checkpoint: Checkpoint, info: TensorInfo, start: int, stop: int) -> Block:
-        bits = info.type.bits
-        nbytes = (stop - start) * bits // 8
-        values = self.values[: stop - start]
-        words = values.view(np.uint8) if info.dtype == "F32" else self.bytes[:nbytes]
-        checkpoint.source(info).read_into(info.span.start + start * bits // 8, words)
-        return Block(info, start, stop, words, values)
-
-
-def read_blocks(
-    checkpoint: Checkpoint,
-    names: frozenset[str] | None = None,
-    *,
-    include_integer: bool = False,
-    poison: bool = False,
-) -> Iterator[Block]:
-    """Deliver the canonical blocks of every tensor in storage order.
-
-    Args:
-        checkpoint: An open checkpoint.
-        names: Tensors wanted; all when None.
-        include_integer: Deliver tensors that are not weights too.
-        poison: Overwrite buffers before they are reused, so that a stale view shows at once.
-
-    Raises:
-        SourceChanged: A file was modified while it was read.
-        TruncatedFile: A file ends too early.
-    """
-    ring, turn = [_Buffers() for _ in range(RING)], 0
-    for info in checkpoint.tensors.values():
-        if info.alias_of is not None or not (include_integer or info.is_weight):
-            continue
-        if names is not None and info.name not in names:
-            continue
-        for start, stop in info.cuts():
-            buffers = ring[turn]
-            turn = (turn + 1) % RING
-            nbytes = 0 if info.dtype == "F32" else (stop - start) * info.type.bits // 8
-            buffers.reuse(nbytes, poison=poison)
-            yield buffers.fill(checkpoint, info, start, stop)
-    checkpoint.check_unchanged()
+    from hilm.weights.blocks import Block
+    from hilm.weights.tensor import TensorInfo
 
 
 @dataclass
@@ -295,7 +187,7 @@ class MemoryEfficientParameterStreamer:
             self._size, self._calm = max(self._size // 2, config.min_chunk_size), 0
         elif used_mb < 0.5 * config.max_memory_mb:
             self._calm += 1
-            if self._calm >= 2:  # noqa: PLR2004 - two looks in a row
+            if self._calm >= 2:
                 self._size, self._calm = min(self._size * 2, config.max_chunk_size), 0
         else:
             self._calm = 0

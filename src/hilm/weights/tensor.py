@@ -1,0 +1,104 @@
+"""One stored tensor: where its bytes are, what it does, and how it is cut into blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hilm.weights.dtypes import DTYPES, DType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hilm.weights.roles import Role
+
+BLOCK_VALUES = 1 << 18
+"""Values of a block: 1 MiB of float32."""
+
+STACK_MIN_COLUMNS = 32
+"""A 3-D tensor with more columns than this is a stack of matrices (experts), else a kernel."""
+
+_MATRIX, _STACK = 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """An absolute byte range of ``Checkpoint.files[file]``."""
+
+    file: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One stored tensor.
+
+    Attributes:
+        name: As stored.
+        dtype: Safetensors spelling, such as ``BF16``.
+        shape: As stored; ``()`` is a scalar.
+        span: Where its bytes are.
+        role: What it does in the model.
+        alias_of: Another name of the same bytes, which is the one that is read.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    span: Span
+    role: Role
+    alias_of: str | None = None
+
+    @property
+    def type(self) -> DType:
+        """The element type."""
+        return DTYPES[self.dtype]
+
+    @property
+    def numel(self) -> int:
+        """Number of values; a complex number counts as two."""
+        return math.prod(self.shape) * self.type.values
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return self.span.stop - self.span.start
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether its values are weights: floating or complex."""
+        return self.type.is_weight
+
+    @property
+    def matrices(self) -> tuple[int, int, int]:
+        """The tensor as ``(count, rows, columns)``: a stack of experts apart, else ``(1, R, C)``."""
+        shape = (*self.shape, 2) if self.type.values > 1 else self.shape
+        if len(shape) < _MATRIX:
+            return 1, 1, math.prod(shape)
+        if len(shape) == _STACK and shape[2] > STACK_MIN_COLUMNS:
+            return shape[0], shape[1], shape[2]
+        return 1, shape[0], math.prod(shape[1:])
+
+    def cuts(self) -> Iterator[tuple[int, int]]:
+        """The canonical blocks, as flat half-open ranges of values.
+
+        Whole rows of one matrix at a time, a power of two of them, at most ``BLOCK_VALUES`` values; a longer
+        row is cut flat. The cut depends on the shape alone, hence so does all arithmetic done by block.
+        """
+        count, rows, columns = self.matrices
+        size = rows * columns
+        if self.type.kind == "packed":
+            count, size, columns = 1, self.numel, self.numel
+        if self.numel == 0:
+            yield 0, 0
+            return
+        step = BLOCK_VALUES
+        if columns <= BLOCK_VALUES:
+            step = columns << (BLOCK_VALUES // columns).bit_length() - 1
+        for matrix in range(0, count * size, size):
+            row_end = columns if columns > BLOCK_VALUES else size
+            for row in range(matrix, matrix + size, row_end):
+                for start in range(row, row + row_end, step):
+                    yield start, min(start + step, row + row_end)
