@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hilm.errors import UsageError
+from hilm.weights import open_checkpoint
 from hilm.weights.roles import classify
 from hilm.weights.selection import RUN, Selection
 from hilm.weights.streamer import as_runs
 from hilm.weights.tensor import Span, TensorInfo
+from tests.tiny import stored, write_model
 
 
 def tensors(sizes):
@@ -53,3 +55,18 @@ def test_shares_follow_sizes():
 def test_no_sample_of_nothing():
     with pytest.raises(UsageError):
         Selection.spread(tensors([5]), 0)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
+def test_sampled_values_are_those_at_their_positions(tmp_path, dtype):
+    drawn = np.random.default_rng(3).standard_normal((70, 90)).astype(np.float32)
+    half = stored(drawn.astype(np.float16)) if dtype == "F16" else stored(drawn, dtype)
+    folder = write_model(tmp_path, {"a": half, "b": half, "empty": stored(np.empty(0, np.float32))})
+    with open_checkpoint(folder) as checkpoint:
+        selection = Selection.of(checkpoint, 1000)
+        truth = checkpoint.values("a")
+        for piece in selection.read(checkpoint):
+            np.testing.assert_array_equal(piece.values, truth[piece.positions])
+        assert len(selection.values(checkpoint)) == 1000
+        everything = Selection.of(checkpoint)
+        np.testing.assert_array_equal(everything.values(checkpoint), np.concatenate([truth, truth]))

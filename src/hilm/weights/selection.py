@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
 from hilm.errors import EmptySelection, UsageError
-from hilm.weights.blocks import Block
 from hilm.weights.roles import resolve_layer_types
 
 if TYPE_CHECKING:
@@ -22,6 +21,20 @@ if TYPE_CHECKING:
 
 RUN = 64
 """Longest run of consecutive values in a sample."""
+
+
+class Piece(NamedTuple):
+    """Selected values of one tensor, float32.
+
+    ``start`` counts selected values before them; ``positions`` are their flat places in the tensor, None
+    where they follow each other from ``start``; ``last`` says that no more of this tensor come.
+    """
+
+    info: TensorInfo
+    start: int
+    values: NDArray[np.float32]
+    positions: NDArray[np.int64] | None
+    last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +120,21 @@ class Selection:
 
     def values(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
         """All selected values behind each other, float32."""
-        parts = [block.values.copy() for block, _ in self.read(checkpoint)]
-        return np.concatenate(parts)
+        return np.concatenate([np.empty(0, np.float32), *(p.values.copy() for p in self.read(checkpoint))])
 
-    def read(self, checkpoint: Checkpoint) -> Iterator[tuple[Block, NDArray[np.int64] | None]]:
-        """Blocks holding the selected values, with their positions where not all were selected."""
+    def read(self, checkpoint: Checkpoint) -> Iterator[Piece]:
+        """Deliver the selected values, tensor by tensor in storage order."""
         whole = {t.name for t, n in zip(self.tensors, self.counts, strict=True) if n == t.numel}
         if len(whole) == len(self.tensors):
             for block in checkpoint.blocks(frozenset(whole)):
-                yield block, None
+                yield Piece(block.info, block.start, block.values, None, block.last)
             return
         for index, info in enumerate(self.tensors):
             positions = self.positions(index)
             if positions is None:
                 positions = np.arange(info.numel, dtype=np.int64)
             if len(positions):
-                values = read_positions(checkpoint, info, positions)
-                yield Block(info, 0, len(values), np.empty(0, np.uint8), values), positions
+                yield Piece(info, 0, read_positions(checkpoint, info, positions), positions, last=True)
 
 
 GAP = 16_384

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hilm.weights.blocks import Block
+    from hilm.weights.selection import Piece
     from hilm.weights.tensor import TensorInfo
 
 
@@ -167,12 +167,12 @@ class MemoryEfficientParameterStreamer:
         self._carry = np.empty(0, np.float32)
         progress.layer_type_counts.update(t.role.type for t in selection.tensors)
         with MemoryMonitor() as monitor:
-            for block, positions in selection.read(model):
+            for piece in selection.read(model):
                 if self._cancel is not None and self._cancel():
                     raise Cancelled(f"cancelled after {progress.processed_parameters:,} values")
                 self._adapt(monitor.current_mb)
                 progress.memory_usage_mb, progress.peak_memory_mb = monitor.current_mb, monitor.peak_mb
-                for values, metadata in self._cut(block, positions, progress):
+                for values, metadata in self._cut(piece, progress):
                     yield values, metadata, progress
         progress.finished = time.perf_counter()
 
@@ -193,28 +193,27 @@ class MemoryEfficientParameterStreamer:
             self._calm = 0
 
     def _cut(
-        self, block: Block, positions: NDArray[np.int64] | None, progress: StreamingProgress
+        self, piece: Piece, progress: StreamingProgress
     ) -> Iterator[tuple[NDArray[np.float32], ChunkMetadata]]:
-        """Cut one block; ``positions`` are the flat places of its values when it is a sample.
+        """Cut selected values into chunks.
 
-        A chunk that would straddle two blocks waits for the second: only a tensor's last may be short.
+        A chunk that would straddle two pieces waits for the second: only a tensor's last may be short.
         """
-        info, values, begin = block.info, block.values, 0
+        info, values, begin = piece.info, piece.values, 0
         progress.current_layer, progress.current_layer_type = info.name, info.role.type
-        ends = block.last or positions is not None
         while begin < len(values):
             carried = len(self._carry)
             part = values[begin : begin + max(self._size - carried, 1)]
-            origin = block.start + begin - carried
+            origin = piece.start + begin - carried
             begin += len(part)
             if carried:
                 part = np.concatenate([self._carry, part])
                 self._carry = part[:0]
-            if len(part) < self._size and begin == len(values) and not ends:
+            if len(part) < self._size and begin == len(values) and not piece.last:
                 self._carry = part.copy()
                 return
-            place = None if positions is None else positions[origin : origin + len(part)]
-            yield part, self._describe(info, origin, part, place, progress)
+            places = None if piece.positions is None else piece.positions[origin : origin + len(part)]
+            yield part, self._describe(info, origin, part, places, progress)
 
     def _describe(
         self,

@@ -1,0 +1,55 @@
+"""Every documented command line, as docs/requirements.md maps it, is run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from hilm.cli.main import main
+from tests.tiny import bert_like, write_model
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "requirements.md"
+ROWS = re.findall(r"^\| `(\S+\.py [^`]*)` \| `hilm ([^`]*)` \|$", DOCUMENT.read_text(), re.MULTILINE)
+MODELS = ("bert-base-uncased", "gpt2", "roberta-base", "bert-large-uncased", "distilbert-base-uncased")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(MODELS):
+        write_model(folder / name, bert_like(seed), config={"model_type": "bert"})
+    return folder
+
+
+def test_the_table_holds_the_documented_lines():
+    assert len(ROWS) == 19
+    flags = set(re.findall(r"--[\w-]+", " ".join(documented for documented, _ in ROWS)))
+    assert {"--models", "--max-params", "--search-similar", "--search-method", "--list-models", "--statistics",
+            "--storage-dir", "--model", "--stream", "--chunk-size", "--layers", "--max-memory"} <= flags  # fmt: skip
+
+
+@pytest.mark.parametrize(("documented", "line"), ROWS, ids=[line for _, line in ROWS])
+def test_documented_lines_work(documented, line, folder, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HILM_HOME", str(tmp_path / "home"))
+    words = shlex.split(line)
+    if "search" in line:
+        assert main(["index", *MODELS]) == 0
+        capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    if "search" in line:
+        assert document["query"] in documented
+        assert all(match["relation"] == "independent" for match in document["matches"])
+    if "encode" in line or "--models" in line:
+        assert not document["failed"]
+        assert all(Path(model["reel"]).is_file() for model in document["models"])
+
+
+def test_downloads_say_that_they_need_the_hub(capsys):
+    assert main(["--download-popular", "--max-params", "25000"]) == 5
+    assert "Hub" in capsys.readouterr().err
