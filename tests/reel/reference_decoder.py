@@ -1,10 +1,13 @@
-"""A second, slow decoder of the reel's slabs, written from the format alone.
+"""A second, slow decoder of reels, written from the format alone.
 
 It shares no code with the package: integers of Python, loops, lists. Malformed input fails an assertion.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import struct
 
 WORD_BITS = {"F64": 64, "F32": 32, "C64": 32, "F16": 16, "BF16": 16} | dict.fromkeys(
@@ -13,6 +16,10 @@ WORD_BITS = {"F64": 64, "F32": 32, "C64": 32, "F16": 16, "BF16": 16} | dict.from
 INTEGER_BITS = {"I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64}
 OCTAVE = [256, 279, 304, 332, 362, 395, 431, 470]
 CHUNK = 262_144
+SUB_BYTE_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+CRC_TABLE = list(range(256))
+for _ in range(8):
+    CRC_TABLE = [c >> 1 ^ (0x82F63B78 if c & 1 else 0) for c in CRC_TABLE]
 
 
 class Bits:
@@ -76,9 +83,7 @@ def share(codes):
 
 def slots(frequencies):
     """Symbol, frequency and offset of every slot."""
-    table = []
-    for symbol in sorted(frequencies):
-        table += [(symbol, frequencies[symbol], offset) for offset in range(frequencies[symbol])]
+    table = [(s, f, offset) for s, f in sorted(frequencies.items()) for offset in range(f)]
     assert len(table) == 4096
     return table
 
@@ -126,18 +131,14 @@ def read_vector(data, at, size):
     return read_tokens(symbols, raw), at + body_size
 
 
-def read_head(data, dtype, rows, columns):
+def read_head(data, rows, columns):
     """The fields of a head as a dictionary."""
     coder, n_class, alphabet, b, flags, n_values, e_max, table_size = struct.unpack_from("<BBHBBHII", data)
     assert e_max == 0
     assert data[16:30] == bytes(14)
     at = 30 + 2 * (n_class - 1)
-    head = {
-        "size": rows * columns,
-        "coder": coder,
-        "b": b,
-        "thresholds": struct.unpack_from(f"<{n_class - 1}h", data, 30),
-    }
+    thresholds = struct.unpack_from(f"<{n_class - 1}h", data, 30)
+    head = {"size": rows * columns, "coder": coder, "b": b, "thresholds": thresholds}
     head["r"], head["c"] = [0] * rows, [0] * columns
     if flags & 1:
         head["r"], at = read_vector(data, at, rows)
@@ -174,27 +175,76 @@ def rotate_back(head, bits, symbols, raw):
 def decode_symbols(head, chunk, dtype, columns, start):
     stop = min(start + CHUNK, head["size"])
     symbols, raw = read_stream(chunk, class_ids(head, columns, start, stop), head["tables"])
+    words, bits = symbols, (WORD_BITS | INTEGER_BITS).get(dtype, 8)
     if dtype in WORD_BITS:
-        bits = WORD_BITS[dtype]
         words = rotate_back(head, bits, symbols, raw)
     elif dtype in INTEGER_BITS:
-        bits = INTEGER_BITS[dtype]
         words = [value % (1 << bits) for value in read_tokens(symbols, raw)]
     else:
         assert not raw
-        return bytes(symbols)
     return b"".join(word.to_bytes(bits // 8, "little") for word in words)
 
 
 def decode_slab(head, chunks, dtype, rows, columns):
     """Stored bytes of a slab; a complex number counts as two columns, sub-byte types are bytes."""
-    parsed = read_head(head, dtype, rows, columns)
+    parsed = read_head(head, rows, columns)
     if parsed["coder"] == 1:
         assert not chunks
         return parsed["word"] * (rows * columns)
     if parsed["coder"] == 0:
         return b"".join(chunks)
-    parts = []
-    for index, chunk in enumerate(chunks):
-        parts.append(decode_symbols(parsed, chunk, dtype, columns, index * CHUNK))
-    return b"".join(parts)
+    return b"".join(decode_symbols(parsed, c, dtype, columns, i * CHUNK) for i, c in enumerate(chunks))
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = CRC_TABLE[(crc ^ byte) & 255] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def read_reel(data):
+    """Manifest and records of a reel of one generation."""
+    magic, manifest_at, manifest_size, digest, index_at, index_size, index_crc, generation, own = (
+        struct.unpack_from("<8sQQ32sQQI4xQQ", data, len(data) - 128)
+    )
+    assert (magic, generation) == (b"HILMEND1", 1)
+    body = data[len(data) - 128 - own : len(data) - 128]
+    index, manifest = body[index_at : index_at + index_size], body[manifest_at : manifest_at + manifest_size]
+    assert hashlib.sha256(manifest).digest() == digest
+    assert crc32c(index) == index_crc
+    entries = list(struct.iter_unpack("<QIIBBHI", index))
+    records = [body[offset : offset + size] for offset, size, *_ in entries]
+    assert [crc32c(record) for record in records] == [entry[2] for entry in entries]
+    return json.loads(manifest), records
+
+
+def read_tensor(tensor, records):
+    """Stored bytes of a tensor that is no alias."""
+    dtype, shape = tensor["dtype"], tensor["shape"]
+    rows = shape[0] if len(shape) > 1 else 1
+    columns = math.prod(shape[1:] if len(shape) > 1 else shape) * (2 if dtype == "C64" else 1)
+    if dtype in SUB_BYTE_BITS:
+        rows, columns = 1, rows * columns * SUB_BYTE_BITS[dtype] // 8
+    raw = b""
+    for begin, end, first, count in tensor["slabs"]:
+        head, *chunks = records[first : first + count]
+        cut = (1, end - begin) if tensor.get("unit") else (end - begin, columns)
+        raw += decode_slab(head, chunks, dtype, *cut)
+    assert hashlib.sha256(raw).hexdigest() == tensor["sha256"]
+    return raw
+
+
+def read_files(data):
+    """The files an archive was made from, by name."""
+    manifest, records = read_reel(data)
+    tensors = {tensor["name"]: tensor for tensor in manifest["tensors"]}
+    files = {}
+    for file in manifest["source"]["files"]:
+        parts = [
+            read_tensor(tensors[at], records) if kind == "tensor" else b"".join(records[at : at + count[0]])
+            for kind, at, *count in file["segments"]
+        ]
+        files[file["name"]] = b"".join(parts)
+        assert hashlib.sha256(files[file["name"]]).hexdigest() == file["sha256"]
+    return files

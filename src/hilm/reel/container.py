@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from hilm.reel.sections import Section
     from hilm.weights.byte_source import ByteSource
 
-
 _PIECE = 8 << 20
 
 

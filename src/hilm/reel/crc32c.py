@@ -33,7 +33,7 @@ _TABLES = _tables()
 _SIGNATURE = "uint32(Array(uint8, 1, 'C', readonly=True), uint32, Array(uint32, 2, 'C'))"
 
 
-@njit(_SIGNATURE, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(_SIGNATURE, cache=True, nogil=True)
 def _update(data: NDArray[np.uint8], crc: np.uint32, tables: NDArray[np.uint32]) -> np.uint32:
     """Take 16 bytes per step: independent look-ups instead of a chain of them (slicing by 16)."""
     whole = data.size // 16 * 16

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hilm.errors import ChecksumMismatch, HeaderError, StorageError, UsageError
+from hilm.errors import ChecksumMismatch, NotAReel, StorageError, UsageError
 from hilm.reel.container import ReelFile
-from hilm.reel.layout import coded_view, cut_slabs
-from hilm.reel.records import Kind
+from hilm.reel.layout import coded_view
+from hilm.reel.records import count_sample_records
 from hilm.reel.slab import decode_slab
 from hilm.weights.dtypes import DTYPES, decode
 
@@ -45,9 +44,12 @@ class Reel:
         """Open a local reel.
 
         Raises:
-            NotAReel: The file is something else.
+            NotAReel: There is something else, or nothing.
+            HeaderError: The file contradicts itself.
             VerificationError: It is damaged or cut off.
         """
+        if not Path(path).is_file():
+            raise NotAReel(f"{path} is not a file", hint="name the reel itself, such as model.reel.mp4")
         return cls(ReelFile.open(Path(path)))
 
     def __enter__(self) -> Self:
@@ -73,8 +75,11 @@ class Reel:
             UsageError: There is no such tensor.
             ChecksumMismatch: The bytes are not those that were encoded.
         """
-        pieces = list(self.pieces(name))
-        return np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
+        out, position = np.empty(self._entry(name)["nbytes"], np.uint8), 0
+        for piece in self.pieces(name):
+            out[position : position + len(piece)] = piece
+            position += len(piece)
+        return out
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """One tensor as float32 in its own shape (complex: with a trailing axis of 2)."""
@@ -86,12 +91,9 @@ class Reel:
 
     def sample_values(self, sample: Sample) -> NDArray[np.float32]:
         """The exact values of one frame of samples, float32."""
-        first = sample["record"]
-        kinds = self.file.index["kind"][first + 1 :]
-        chunks = -(-sample["fill"] // self.file.manifest["coding"]["chunk_elements"])
-        present = chunks if len(kinds) and kinds[0] == Kind.SAMPLES else 0
-        head, *data = self.file.records(first, 1 + present)
-        return decode_slab(head, data, DTYPES["F32"], 1, sample["fill"]).view("<f4")
+        count = count_sample_records(sample, self.file.index)
+        head, *chunks = self.file.records(sample["record"], count)
+        return decode_slab(head, chunks, DTYPES["F32"], 1, sample["fill"]).view("<f4")
 
     def _entry(self, name: str) -> Tensor:
         if name not in self.tensors:
@@ -105,12 +107,11 @@ class Reel:
         """Stored bytes of one tensor, slab by slab; its SHA-256 is checked behind the last piece."""
         entry = self._entry(name)
         dtype, digest = DTYPES[entry["dtype"]], hashlib.sha256()
-        slabs, _ = cut_slabs(*coded_view(entry["dtype"], entry["shape"]))
-        if len(slabs) != len(entry["slabs"]):
-            raise HeaderError("tiling", f"{entry['name']} is not cut as this version cuts tensors")
-        for slab, (_, _, first, count) in zip(slabs, entry["slabs"], strict=True):
+        columns = coded_view(entry["dtype"], entry["shape"])[1]
+        for begin, end, first, count in entry["slabs"]:
+            rows, width = (1, end - begin) if "unit" in entry else (end - begin, columns)
             head, *chunks = self.file.records(first, count)
-            words = decode_slab(head, chunks, dtype, slab.rows, slab.columns, threads=self._threads)
+            words = decode_slab(head, chunks, dtype, rows, width, threads=self._threads)
             digest.update(words.data)
             yield words
         if digest.hexdigest() != entry["sha256"]:
@@ -146,7 +147,7 @@ def decode_files(reel: Reel, out: Path, tick: Callable[[str], None] = lambda _: 
 
     Raises:
         UsageError: The folder is not empty, or the reel holds samples only.
-        ChecksumMismatch: The reel is damaged; nothing is left behind.
+        VerificationError: The reel is damaged; nothing is left behind.
         StorageError: The files cannot be written.
     """
     source = reel.file.manifest["source"]
@@ -160,7 +161,7 @@ def decode_files(reel: Reel, out: Path, tick: Callable[[str], None] = lambda _: 
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as stream:
                 for piece in reel.file_pieces(file):
-                    stream.write(piece)
+                    stream.write(piece.data)
                 stream.flush()
                 os.fsync(stream.fileno())
             tick(file["name"])
@@ -169,19 +170,16 @@ def decode_files(reel: Reel, out: Path, tick: Callable[[str], None] = lambda _: 
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that takes the name ``out`` on success and vanishes on failure."""
+    """Yield a folder that takes the name ``out`` on success and vanishes on failure."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty folder", hint="name a new folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        try:
+        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as place:
+            folder = Path(place) / "files"
+            folder.mkdir()
             yield folder
-            folder.chmod(0o755)
             folder.replace(out)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
     except OSError as error:
         if isinstance(error, StorageError):
             raise

@@ -10,42 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hilm.errors import SourceChanged
-from hilm.reel.crc32c import crc32c
+from hilm.reel.front import draw_front
 from hilm.reel.head import Coder
 from hilm.reel.layout import SLAB_ELEMENTS, chunk_lengths, coded_view, cut_slabs
 from hilm.reel.manifest import CODING, tensor_digest
-from hilm.reel.pictures import draw_checkpoint
 from hilm.reel.records import RECORD, Kind
 from hilm.reel.sections import EMPTY_FRONT
 from hilm.reel.slab import encode_slab
-from hilm.reel.video import PIXEL_FORMAT, decode_preview, encode_preview
+from hilm.reel.source_files import store_side_files, store_weight_files
 from hilm.reel.writer import ReelFacts, ReelWriter
 from hilm.weights.content import ContentDigest, content_key
 from hilm.weights.dtypes import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from hilm.reel.layout import Slab
-    from hilm.reel.schema import Frame as FrameEntry
-    from hilm.reel.schema import Front, Manifest, SourceFile, Tensor
-    from hilm.weights.checkpoint import Checkpoint, TensorInfo
-    from hilm.weights.streamer import Block
+    from hilm.reel.schema import Front, Manifest, Tensor
+    from hilm.weights.blocks import Block
+    from hilm.weights.checkpoint import Checkpoint
+    from hilm.weights.tensor import TensorInfo
 
 _CODERS = ("symbols", "const", "raw")  # a tensor is filed under the first that any slab uses
-
-BLOB_BYTES = 16 << 20
-SIDE_FILE_LIMIT = 64 << 20
-"""Files beside the weights up to this size travel with an archive, so that it decodes to a working folder."""
-
-SIDE_FILES = (".json", ".txt", ".model", ".md", ".jinja", ".py")
-PREVIEW_FPS = 5
-PREVIEW_SHARE = 150
-"""The front video is budgeted at one part in this many of the source, and at least 4 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,30 +75,25 @@ def encode_archive(
         StorageError: The reel cannot be written; nothing appears under its name.
         SourceChanged: A file changed while it was read.
     """
-    video, front = _draw_archive(checkpoint) if preview else (EMPTY_FRONT, None)
+    video, front = draw_front(checkpoint) if preview and checkpoint.tensors else (EMPTY_FRONT, None)
     with ReelWriter(out, video) as writer:
-        archive = _ArchiveSink(writer, threads or os.cpu_count() or 1)
-        content = ContentDigest(checkpoint)
+        slabs, content = _SlabSink(writer, threads or os.cpu_count() or 1), ContentDigest(checkpoint)
         for block in checkpoint.blocks(include_integer=True):
-            archive.update(block)
-            content.update(block)
-            for sink in sinks:
+            for sink in (slabs.update, content.update, *sinks):
                 sink(block)
-        digests = content.finish()
-        tensors = archive.finish(checkpoint)
-        files = _weight_files(checkpoint, digests, writer) + _side_files(checkpoint, writer)
-        key = content_key(digests)
+        digests, tensors = content.finish(), slabs.finish(checkpoint)
+        files = store_weight_files(checkpoint, digests, writer) + store_side_files(checkpoint, writer)
+        checkpoint.check_unchanged()
         weights = sum(t.numel for t in checkpoint.tensors.values() if t.alias_of is None)
-        lines = [(t["name"], t["dtype"], t["shape"], t["sha256"]) for t in tensors]
         manifest = new_manifest("archive", {"tile": 512, "slab_elements": SLAB_ELEMENTS}, front)
         manifest["source"] = {
-            "digest": tensor_digest(lines),
-            "content_key": key.hex(),
+            "digest": tensor_digest((t["name"], t["dtype"], t["shape"], t["sha256"]) for t in tensors),
+            "content_key": content_key(digests).hex(),
             "files": files,
             "metadata": checkpoint.metadata,
         }
         manifest["tensors"] = tensors
-        manifest["totals"] = {"weights": weights, "bytes_source": sum(f["size"] for f in files)}
+        manifest["totals"] = {"weights": weights, "bytes_source": sum(file["size"] for file in files)}
         facts = writer.finish(manifest)
     return EncodeReport(facts, "archive", weights, len(front["frames"]) if front else 0, digests)
 
@@ -136,7 +118,7 @@ def new_manifest(mode: str, settings: dict[str, Any], front: Front | None) -> Ma
     }
 
 
-class _ArchiveSink:
+class _SlabSink:
     """Collects stored words into slabs and writes each as soon as it is full."""
 
     def __init__(self, writer: ReelWriter, threads: int) -> None:
@@ -207,101 +189,3 @@ class _ArchiveSink:
     def _end(self, info: TensorInfo) -> None:
         self._entry["sha256"] = self._sha256.hexdigest()
         self._done[info.name] = self._entry
-
-
-def _weight_files(checkpoint: Checkpoint, digests: tuple[bytes, ...], writer: ReelWriter) -> list[SourceFile]:
-    """Each weight file as the tensors in it and, as blobs, everything between them."""
-    by_file: list[list[TensorInfo]] = [[] for _ in checkpoint.files]
-    for info in checkpoint.tensors.values():
-        if info.alias_of is None and info.nbytes:
-            by_file[info.span.file].append(info)
-    files = []
-    for number, file in enumerate(checkpoint.files):
-        segments, position = [], 0
-        for info in sorted(by_file[number], key=lambda t: t.span.start):
-            if info.span.start > position:
-                segments.append(_add_blob(writer, checkpoint, number, position, info.span.start))
-            segments.append(["tensor", info.name])
-            position = info.span.stop
-        if position < file.size:
-            segments.append(_add_blob(writer, checkpoint, number, position, file.size))
-        files.append(_file(file.name, file.size, digests[number], segments))
-    return files
-
-
-def _add_blob(writer: ReelWriter, checkpoint: Checkpoint, number: int, start: int, stop: int) -> list[Any]:
-    pieces = range(start, stop, BLOB_BYTES)
-    records = [
-        writer.add_record(Kind.BLOB, checkpoint.read_file(number, p, min(p + BLOB_BYTES, stop)), 0)
-        for p in pieces
-    ]
-    return ["blob", records[0], len(records)]
-
-
-def _side_files(checkpoint: Checkpoint, writer: ReelWriter) -> list[SourceFile]:
-    """Configuration, tokenizer and card, which make the decoded folder load as the original did."""
-    weights = {file.name for file in checkpoint.files}
-    files = []
-    for path in sorted(checkpoint.root.iterdir()):
-        if path.name in weights or path.suffix not in SIDE_FILES or not path.is_file():
-            continue
-        if path.stat().st_size > SIDE_FILE_LIMIT:
-            continue
-        data = path.read_bytes()
-        if len(data) > SIDE_FILE_LIMIT:
-            raise SourceChanged(f"{path} grew while it was read")
-        records = [
-            writer.add_record(Kind.BLOB, data[p : p + BLOB_BYTES], 0) for p in range(0, len(data), BLOB_BYTES)
-        ]
-        segments: list[list[Any]] = [["blob", records[0], len(records)]] if records else []
-        files.append(_file(path.name, len(data), hashlib.sha256(data).digest(), segments))
-    return files
-
-
-def _file(name: str, size: int, digest: bytes, segments: list[list[Any]]) -> SourceFile:
-    return {"name": name, "size": size, "sha256": digest.hex(), "segments": segments}
-
-
-def _draw_archive(checkpoint: Checkpoint) -> tuple[bytes, Front]:
-    """Draw one frame per tensor, in checkpoint order, and encode them as they come."""
-    owners = [t for t in checkpoint.tensors.values() if t.alias_of is None]
-    shown: list[FrameEntry] = []
-    budget = max(sum(t.nbytes for t in owners) // PREVIEW_SHARE, 4 << 20)
-    video = encode_preview(
-        _draw_tensors(checkpoint, shown), fps=PREVIEW_FPS, chapters=_chapters(owners), budget_bytes=budget
-    )
-    return video, describe_front(video, shown)
-
-
-def describe_front(video: bytes, frames: list[FrameEntry]) -> Front:
-    """What the manifest says of the video in front."""
-    first = next(decode_preview(video))
-    return {
-        "size": len(video),
-        "crc32c": f"0x{crc32c(video):08x}",
-        "codec": "vp9",
-        "pixel_format": PIXEL_FORMAT,
-        "height": first.shape[0],
-        "width": first.shape[1],
-        "fps": [PREVIEW_FPS, 1],
-        "frames": frames,
-    }
-
-
-def _draw_tensors(checkpoint: Checkpoint, shown: list[FrameEntry]) -> Iterator[NDArray[np.uint8]]:
-    """Pixels of every tensor's frame; what the manifest needs to know of it is added to ``shown``."""
-    for info, frame, sampled in draw_checkpoint(checkpoint):
-        shown.append({"tensor": info.name, "scale": frame.scale, "sampled": sampled})
-        yield frame.pixels
-
-
-def _chapters(tensors: Sequence[TensorInfo]) -> list[tuple[str, int]]:
-    """One chapter per block of the model: title and first frame."""
-    chapters: list[tuple[str, int]] = []
-    for number, info in enumerate(tensors):
-        parts = info.name.split(".")
-        ends = [i for i, part in enumerate(parts) if part.isdigit()]
-        title = ".".join(parts[: ends[0] + 1] if ends else parts[:1])
-        if not chapters or chapters[-1][0] != title:
-            chapters.append((title, number))
-    return chapters

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
     from hilm.reel.schema import Sample, Tensor
 
-
 MANIFEST_LIMIT: Final = 256 << 20
+
 _MODES = ("archive", "sample")
 _CODERS = ("symbols", "raw", "const")
 _MAX_NESTING = 16
 _MAX_DIMENSIONS = 32
 _MAX_NAME = 4096
 _MAX_SAMPLE = 1 << 22
+
 CODING: Final[Coding] = {
     "slab_elements": SLAB_ELEMENTS,
     "chunk_elements": CHUNK_ELEMENTS,

@@ -11,7 +11,8 @@ from hilm.reel.preview import Frame, Sampler, draw_tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hilm.weights.checkpoint import Checkpoint, TensorInfo
+    from hilm.weights.checkpoint import Checkpoint
+    from hilm.weights.tensor import TensorInfo
 
 
 def draw_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[TensorInfo, Frame, bool]]:
@@ -29,5 +30,7 @@ def draw_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[TensorInfo, Frame,
         else:
             sampler.add(block.start, block.values)
         if block.last:
-            facts = {"name": info.name, "dtype": info.dtype, "shape": info.shape}
-            yield info, draw_tensor(sampler.values, **facts, sampled=sampler.sampled), sampler.sampled
+            frame = draw_tensor(
+                sampler.values, name=info.name, dtype=info.dtype, shape=info.shape, sampled=sampler.sampled
+            )
+            yield info, frame, sampler.sampled

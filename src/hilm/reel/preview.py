@@ -154,7 +154,8 @@ def _measure(values: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def _greys(values: NDArray[np.float32], scale: float) -> NDArray[np.uint8]:
-    greys = values * np.float64(LEVELS / scale)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is one value like any other
+        greys = values * np.float64(LEVELS / scale)
     np.rint(greys, out=greys)
     greys += ZERO
     np.clip(greys, 0, 255, out=greys)

@@ -61,6 +61,12 @@ def check_records(manifest: Manifest, index: Index) -> list[Claim]:
     return claims
 
 
+def count_sample_records(sample: Sample, index: Index) -> int:
+    """Count the head of a sample and its chunks; equal values are a head alone."""
+    following = index["kind"][sample["record"] + 1 : sample["record"] + 2].tolist()
+    return 1 + -(-sample["fill"] // CHUNK_ELEMENTS) if following == [Kind.SAMPLES] else 1
+
+
 def _tensor_claims(tensor: Tensor, manifest: Manifest, index: Index) -> Iterator[Claim]:
     if tensor.get("alias_of") is not None:
         return
@@ -85,10 +91,9 @@ def _tensor_claims(tensor: Tensor, manifest: Manifest, index: Index) -> Iterator
 
 def _sample_claim(sample: Sample, index: Index) -> Claim:
     first, owner = sample["record"], f"sample {sample['frame_index']}"
-    following = index["kind"][first + 1 : first + 2].tolist()
-    chunks = -(-sample["fill"] // CHUNK_ELEMENTS) if following == [Kind.SAMPLES] else 0
-    _check_slab(index[first : first + 1 + chunks], 1 + chunks, sample["fill"], Kind.SAMPLES, owner)
-    return first, first + 1 + chunks, owner
+    count = count_sample_records(sample, index)
+    _check_slab(index[first : first + count], count, sample["fill"], Kind.SAMPLES, owner)
+    return first, first + count, owner
 
 
 def _check_slab(records: Index, count: int, elements: int, kind: Kind, owner: str) -> None:

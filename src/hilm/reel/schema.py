@@ -27,7 +27,6 @@ from hilm.errors import HeaderError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-
 # An annotation beside a type is one more check: a pattern for text, a length for lists.
 _Sha256 = Annotated[str, "[0-9a-f]{64}"]
 _Crc = Annotated[str, "0x[0-9a-f]{8}"]

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from hilm.reel.schema import Manifest
     from hilm.weights.byte_source import ByteSource
 
-
 EMPTY_FRONT: Final = struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"isom", 0, b"isom", b"hilm")
 """What stands in front of a reel without a video."""
+
 UUID = bytes.fromhex("e947662ce6164cb182a751dfb8293ce7")
 ATOM = struct.Struct(">I4sQ16s")
 HEADER = struct.Struct("<8sHHIQQ28x")  # and its CRC32C
@@ -28,6 +28,7 @@ FOOTER = struct.Struct("<8sQQ32sQQI4xQQ28x")  # and its CRC32C
 _CRC = struct.Struct("<I")
 HEADER_BYTES = HEADER.size + _CRC.size
 FOOTER_BYTES = FOOTER.size + _CRC.size
+
 _INDEX_LIMIT = 256 << 20
 _ATOM_LIMIT = 1 << 16
 _ATOM_MINIMUM = 8

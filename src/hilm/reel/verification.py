@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
-from hilm.errors import HeaderError, VerificationError
+from hilm.errors import HeaderError, UnsupportedFormat, UnsupportedVersion, UsageError, VerificationError
+from hilm.reel.schema import find_fault
 from hilm.weights.dtypes import DTYPES, decode
 from hilm.weights.selection import Selection
 
@@ -18,7 +21,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hilm.reel.decoder import Reel
+    from hilm.reel.schema import Sample, Tensor
     from hilm.weights.checkpoint import Checkpoint
+
+    Tick = Callable[[str], None]
+
+_PIECE = 1 << 20  # bytes compared at a time
+
+
+class _Rule(TypedDict):
+    """How samples are chosen: the arguments of ``Selection.of``."""
+
+    limit: NotRequired[int | None]
+    layers: NotRequired[list[str] | None]
+    exclude_layers: NotRequired[list[str] | None]
 
 
 @dataclass(slots=True)
@@ -26,11 +42,13 @@ class VerifyReport:
     """What a verification found.
 
     Attributes:
-        checked: Regions, tensors, frames and files that were looked at.
+        checked: Records, segments of files, tensors and frames that were looked at.
         bad: What is damaged or different, in words; empty when all is well.
-        max_abs: Largest difference from the checkpoint compared with, in weight units; None without one.
+        max_abs: Largest difference from the checkpoint compared with, in weight units, over all weights that
+            both hold in one type and shape; infinite where a finite value stands against another kind. None
+            without a checkpoint.
         noise: Sum of squared differences from it.
-        power: Sum of its squared values.
+        power: Sum of its squared finite values.
     """
 
     checked: int = 0
@@ -49,95 +67,106 @@ class VerifyReport:
         """Energy of the difference over that of the checkpoint; None when nothing was compared."""
         if self.max_abs is None:
             return None
-        return self.noise / self.power if self.power else float(self.noise > 0)
+        if not self.power:
+            return math.inf if self.noise else 0.0
+        return self.noise / self.power
 
     def compare(self, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
         """Add the difference of two runs of values; values that are NaN in both differ by nothing."""
-        wide, truth = found.astype(np.float64), expected.astype(np.float64)
-        same = (wide == truth) | (np.isnan(wide) & np.isnan(truth))
-        with np.errstate(invalid="ignore"):
-            difference = np.where(same, 0.0, wide - truth)
-        worst = float(np.max(np.abs(difference), initial=0.0))
-        self.max_abs = max(self.max_abs or 0.0, worst)
-        self.noise += float(difference @ difference)
-        self.power += float(np.nansum(truth * truth))
+        with np.errstate(invalid="ignore"):  # signalling NaNs, and differences of infinities
+            wide, truth = found.astype(np.float64), expected.astype(np.float64)
+            same = (wide == truth) | (np.isnan(wide) & np.isnan(truth))
+            difference = np.abs(np.where(same, 0.0, wide - truth))
+        difference[np.isnan(difference)] = np.inf
+        self.max_abs = max(self.max_abs or 0.0, float(np.max(difference, initial=0.0)))
+        self.noise += float(np.square(difference).sum())
+        self.power += float(np.square(truth[np.isfinite(truth)]).sum())
 
 
-def verify_reel(
-    reel: Reel, against: Checkpoint | None = None, tick: Callable[[str], None] = lambda _: None
-) -> VerifyReport:
+def verify_reel(reel: Reel, against: Checkpoint | None = None, tick: Tick = lambda _: None) -> VerifyReport:
     """Check every byte of the file, decode everything in it, and compare it with a checkpoint.
 
     Args:
         reel: An open reel.
-        against: A checkpoint every stored bit must agree with.
+        against: A checkpoint every stored bit must agree with. Of a reel of several models' samples, the
+            frames that bear its name are compared.
         tick: Called with the name of everything that was checked.
+
+    Raises:
+        UnsupportedFormat: Samples were chosen by a rule this version does not know.
+        SourceChanged: The checkpoint changed while it was read.
     """
-    report = VerifyReport()
+    report = VerifyReport(checked=len(reel.file.index) + 1, max_abs=None if against is None else 0.0)
     report.bad += reel.file.check_coverage()
-    report.checked += len(reel.file.index) + 1
-    if against is not None:
-        report.max_abs = 0.0
     if reel.mode == "sample":
         _verify_samples(reel, against, report, tick)
     else:
         _verify_files(reel, against, report, tick)
+    if against is not None:
+        against.check_unchanged()
     return report
 
 
-def _verify_files(
-    reel: Reel, against: Checkpoint | None, report: VerifyReport, tick: Callable[[str], None]
-) -> None:
-    source, seen = reel.file.manifest["source"], set()
+def _verify_files(reel: Reel, against: Checkpoint | None, report: VerifyReport, tick: Tick) -> None:
+    source, left = reel.file.manifest["source"], dict(reel.tensors)
     for file in source["files"] if source else []:
         digest, intact = hashlib.sha256(), True
         for segment in file["segments"]:
-            label = f"tensor {segment[1]}" if segment[0] == "tensor" else file["name"]
-            seen.add(segment[1])
-            pieces = reel.segment(segment)
-            if against is not None and segment[0] == "tensor":
-                pieces = _compared(reel, segment[1], pieces, against, report)
-            fault = _consume(pieces, digest.update)
-            if fault:
-                report.bad.append(f"{label}: {fault}")
-                intact = False
-            report.checked += 1
+            label, pieces = file["name"], reel.segment(segment)
+            if segment[0] == "tensor":
+                left.pop(segment[1], None)
+                label = f"tensor {segment[1]}"
+                pieces = _compared(reel.tensors[segment[1]], pieces, against, report)
+            intact &= _consume(pieces, digest.update, label, report)
             tick(label)
         if intact and digest.hexdigest() != file["sha256"]:
             report.bad.append(f"file {file['name']}: its SHA-256 is another one")
+    for name, entry in left.items():  # tensors without bytes, and further names of those above
+        if against is not None or entry.get("alias_of") is None:
+            pieces = _compared(entry, reel.pieces(name), against, report)
+            _consume(pieces, lambda _: None, f"tensor {name}", report)
     if against is not None:
         _compare_names(reel, against, report)
 
 
-def _consume(pieces: Iterable[NDArray[np.uint8]], update: Callable[[memoryview], None]) -> str | None:
-    """Run through all pieces; say what went wrong, if anything did."""
+def _consume(
+    pieces: Iterable[NDArray[np.uint8]],
+    update: Callable[[memoryview], None],
+    label: str,
+    report: VerifyReport,
+) -> bool:
+    """Run through all pieces; report what goes wrong, and return whether nothing did."""
+    report.checked += 1
     try:
         for piece in pieces:
             update(piece.data)
-    except (VerificationError, HeaderError) as error:
-        return error.message
-    return None
+    except (VerificationError, HeaderError, UnsupportedVersion) as error:
+        report.bad.append(f"{label}: {error.message}")
+        return False
+    return True
 
 
 def _compared(
-    reel: Reel, name: str, pieces: Iterable[NDArray[np.uint8]], against: Checkpoint, report: VerifyReport
+    entry: Tensor, pieces: Iterable[NDArray[np.uint8]], against: Checkpoint | None, report: VerifyReport
 ) -> Iterator[NDArray[np.uint8]]:
     """Pass the pieces of one tensor on, comparing each with the checkpoint's own bytes."""
-    dtype, position, differs = DTYPES[reel.tensors[name]["dtype"]], 0, False
-    info = against.tensors.get(name)
-    if info is None or (info.dtype, list(info.shape)) != (dtype.name, reel.tensors[name]["shape"]):
+    info = None if against is None else against.tensors.get(entry["name"])
+    if against is None or info is None or (info.dtype, list(info.shape)) != (entry["dtype"], entry["shape"]):
         yield from pieces  # reported with the names
         return
+    position, differs = info.span.start, False
     for piece in pieces:
-        start, stop = position * 8 // dtype.bits, (position + len(piece)) * 8 // dtype.bits
-        expected = against.words(name, start, stop)
-        position += len(piece)
-        if dtype.is_weight:
-            report.compare(_decoded(dtype.name, piece), _decoded(dtype.name, expected))
-        differs |= not np.array_equal(piece, expected)
+        for start in range(0, len(piece), _PIECE):
+            found = piece[start : start + _PIECE]
+            raw = against.read_file(info.span.file, position, position + len(found))
+            expected = np.frombuffer(raw, np.uint8)
+            position += len(found)
+            differs |= not np.array_equal(found, expected)
+            if info.is_weight:
+                report.compare(_decoded(entry["dtype"], found), _decoded(entry["dtype"], expected))
         yield piece
     if differs:
-        report.bad.append(f"tensor {name} differs from {against.name}")
+        report.bad.append(f"tensor {entry['name']} differs from {against.name}")
 
 
 def _decoded(dtype: str, words: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -150,33 +179,75 @@ def _compare_names(reel: Reel, against: Checkpoint, report: VerifyReport) -> Non
     for name in sorted(reel.tensors.keys() ^ against.tensors.keys()):
         where = "the reel" if name in reel.tensors else against.name
         report.bad.append(f"tensor {name} is only in {where}")
-    for name in reel.tensors.keys() & against.tensors.keys():
+    for name in sorted(reel.tensors.keys() & against.tensors.keys()):
         entry, info = reel.tensors[name], against.tensors[name]
         if (entry["dtype"], entry["shape"]) != (info.dtype, list(info.shape)):
-            report.bad.append(f"tensor {name} is {info.dtype} {list(info.shape)} in {against.name}")
+            here, there = f"{entry['dtype']} {entry['shape']}", f"{info.dtype} {list(info.shape)}"
+            report.bad.append(f"tensor {name} is {here} in the reel, {there} in {against.name}")
 
 
-def _verify_samples(
-    reel: Reel, against: Checkpoint | None, report: VerifyReport, tick: Callable[[str], None]
-) -> None:
-    truth = position = None
-    for sample in reel.samples:
-        label = f"frame {sample['frame_index']}"
-        report.checked += 1
-        tick(label)
-        try:
-            values = reel.sample_values(sample)
-        except (VerificationError, HeaderError) as error:
-            report.bad.append(f"{label}: {error.message}")
-            continue
-        if against is None or sample["model_id"] != against.name:
-            continue
-        if truth is None:
-            truth, position = Selection.of(against, **sample["rule"]).values(against), 0
-        expected = truth[position : position + len(values)]
-        position += len(values)
+def _verify_samples(reel: Reel, against: Checkpoint | None, report: VerifyReport, tick: Tick) -> None:
+    models = {sample["model_id"] for sample in reel.samples}
+    wanted = None
+    if against is not None:
+        wanted = min(models) if len(models) == 1 else against.name
+        if wanted not in models:
+            report.bad.append(f"no frame shows {against.name}")
+    for (model, rule), frames in groupby(reel.samples, lambda sample: (sample["model_id"], sample["rule"])):
+        truth = _select(against, rule, report) if against is not None and model == wanted else None
+        for sample in frames:
+            _verify_frame(reel, sample, truth, report)
+            tick(f"frame {sample['frame_index']}")
+        if truth is not None and truth.left:
+            report.bad.append(f"{truth.left:,} values of {model} are in no frame")
+
+
+def _verify_frame(reel: Reel, sample: Sample, truth: _Values | None, report: VerifyReport) -> None:
+    label = f"frame {sample['frame_index']}"
+    expected = None if truth is None else truth.take(sample["fill"])
+    report.checked += 1
+    try:
+        values = reel.sample_values(sample)
+    except (VerificationError, HeaderError, UnsupportedVersion) as error:
+        report.bad.append(f"{label}: {error.message}")
+        return
+    if expected is None:
+        return
+    if len(values) == len(expected):
         report.compare(values, expected)
-        if values.tobytes() != expected.tobytes():
-            report.bad.append(f"{label} differs from {against.name}")
-    if against is not None and truth is None:
-        report.bad.append(f"no frame shows {against.name}")
+    if values.tobytes() != expected.tobytes():
+        report.bad.append(f"{label} ({sample['model_id']}) differs from the checkpoint")
+
+
+class _Values:
+    """The selected values of a checkpoint, in order, as they are asked for."""
+
+    def __init__(self, selection: Selection, checkpoint: Checkpoint) -> None:
+        self.left = selection.total
+        self._blocks = (piece.values for piece in selection.read(checkpoint))
+        self._rest = np.empty(0, np.float32)
+
+    def take(self, count: int) -> NDArray[np.float32]:
+        """Return the next ``count`` values, or as many as are left."""
+        taken = np.empty(min(count, self.left), np.float32)
+        self.left -= len(taken)
+        filled = 0
+        while filled < len(taken):
+            if not len(self._rest):
+                self._rest = next(self._blocks)
+            part = self._rest[: len(taken) - filled]
+            taken[filled : filled + len(part)] = part
+            self._rest = self._rest[len(part) :]
+            filled += len(part)
+        return taken
+
+
+def _select(checkpoint: Checkpoint, rule: dict[str, Any], report: VerifyReport) -> _Values | None:
+    """Select anew what a reel says was selected; a checkpoint where that is impossible differs."""
+    if rule.keys() - _Rule.__annotations__.keys() or find_fault(rule, _Rule):
+        raise UnsupportedFormat(f"samples chosen by the rule {rule!r:.200}", hint="upgrade hilm")
+    try:
+        return _Values(Selection.of(checkpoint, **rule), checkpoint)
+    except UsageError as error:
+        report.bad.append(error.message)
+        return None

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from hilm.reel.records import Kind
     from hilm.reel.schema import Manifest, Totals
 
-
 _ENTRY = struct.Struct("<QIIBBHI")  # one RECORD
 
 

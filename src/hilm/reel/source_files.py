@@ -1,0 +1,89 @@
+"""The files an archive was made from, as segments: tensors, and as blobs the bytes that belong to none."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from hilm.reel.records import Kind
+from hilm.weights.byte_source import FileSource
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hilm.reel.schema import SourceFile
+    from hilm.reel.writer import ReelWriter
+    from hilm.weights.checkpoint import Checkpoint
+    from hilm.weights.tensor import TensorInfo
+
+_BLOB_BYTES = 16 << 20
+_SIDE_LIMIT = 64 << 20
+_SIDE_SUFFIXES = (".json", ".txt", ".model", ".md", ".jinja", ".py")
+
+
+def store_weight_files(
+    checkpoint: Checkpoint, digests: Sequence[bytes], writer: ReelWriter
+) -> list[SourceFile]:
+    """Describe each weight file as its tensors, and write what is between them.
+
+    Args:
+        checkpoint: Whose tensors the reel holds.
+        digests: SHA-256 of every weight file, 32 bytes each.
+        writer: Takes the blobs.
+    """
+    by_file: list[list[TensorInfo]] = [[] for _ in checkpoint.files]
+    for info in checkpoint.tensors.values():
+        if info.alias_of is None and info.nbytes:
+            by_file[info.span.file].append(info)
+    files = []
+    for number, file in enumerate(checkpoint.files):
+        segments, position = [], 0
+        for info in sorted(by_file[number], key=lambda t: t.span.start):
+            if info.span.start > position:
+                segments.append(_add_blob(writer, checkpoint, number, position, info.span.start))
+            segments.append(["tensor", info.name])
+            position = info.span.stop
+        if position < file.size:
+            segments.append(_add_blob(writer, checkpoint, number, position, file.size))
+        files.append(_describe(file.name, file.size, digests[number], segments))
+    return files
+
+
+def store_side_files(checkpoint: Checkpoint, writer: ReelWriter) -> list[SourceFile]:
+    """Write configuration, tokenizer and card, so that an archive decodes to a working folder.
+
+    Files over 64 MiB stay behind. A checkpoint that is one file of a folder has no side files: its neighbours
+    may be anything.
+
+    Raises:
+        SourceChanged: A file changed while it was read.
+    """
+    if checkpoint.path != checkpoint.root:
+        return []
+    weights = {file.name for file in checkpoint.files}
+    files = []
+    for path in sorted(checkpoint.root.iterdir()):
+        if path.name in weights or path.suffix not in _SIDE_SUFFIXES or not path.is_file():
+            continue
+        with closing(FileSource.open(path)) as source:
+            if source.size > _SIDE_LIMIT:
+                continue
+            data = source.read(0, source.size)
+            source.check_unchanged()
+        segments = [["blob", writer.add_record(Kind.BLOB, data, 0), 1]] if data else []
+        files.append(_describe(path.name, len(data), hashlib.sha256(data).digest(), segments))
+    return files
+
+
+def _add_blob(writer: ReelWriter, checkpoint: Checkpoint, number: int, start: int, stop: int) -> list[Any]:
+    pieces = range(start, stop, _BLOB_BYTES)
+    records = [
+        writer.add_record(Kind.BLOB, checkpoint.read_file(number, p, min(p + _BLOB_BYTES, stop)), 0)
+        for p in pieces
+    ]
+    return ["blob", records[0], len(records)]
+
+
+def _describe(name: str, size: int, digest: bytes, segments: list[list[Any]]) -> SourceFile:
+    return {"name": name, "size": size, "sha256": digest.hex(), "segments": segments}
