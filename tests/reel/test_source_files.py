@@ -35,12 +35,18 @@ def test_side_files_travel_and_strangers_stay(model, tmp_path):
             assert file["sha256"] == hashlib.sha256(wanted[file["name"]]).hexdigest()
 
 
-def test_links_into_a_cache_are_followed(model, tmp_path):
-    (tmp_path / "blob").write_bytes(b"{}")
-    (model / "tokenizer.json").symlink_to(tmp_path / "blob")
-    encode(model, tmp_path / "x")
-    decode(tmp_path / "x", tmp_path / "out")
-    assert contents(tmp_path / "out") == contents(model)
+def test_links_into_a_hub_cache_are_followed_and_others_are_not(model, tmp_path):
+    snapshot, blobs = tmp_path / "hub" / "snapshots" / "abc", tmp_path / "hub" / "blobs"
+    snapshot.parent.mkdir(parents=True)
+    blobs.mkdir()
+    model.rename(snapshot)
+    (blobs / "1234").write_bytes(b"{}")
+    (snapshot / "tokenizer.json").symlink_to(blobs / "1234")
+    (tmp_path / "secret.txt").write_text("secret")
+    (snapshot / "notes.txt").symlink_to(tmp_path / "secret.txt")
+    encode(snapshot, tmp_path / "x")
+    assert "notes.txt" not in decode(tmp_path / "x", tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == b"{}"
 
 
 def test_the_neighbours_of_a_lone_file_stay(model, tmp_path):
@@ -54,3 +60,15 @@ def test_an_unreadable_side_file_is_said(model, tmp_path):
     (model / "config.json").chmod(0)
     with pytest.raises(StorageError, match=r"config\.json"):
         encode(model, tmp_path / "x")
+
+
+def test_folders_of_modules_travel(model, tmp_path):
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling" / "config.json").write_text("{}")
+    (model / ".git").mkdir()
+    (model / ".git" / "config.txt").write_text("hidden")
+    encode(model, tmp_path / "x")
+    names = decode(tmp_path / "x", tmp_path / "out")
+    assert "1_Pooling/config.json" in names
+    assert ".git/config.txt" not in names
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == "{}"

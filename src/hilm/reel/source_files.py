@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from hilm.reel.records import Kind
 from hilm.weights.byte_source import FileSource
+from hilm.weights.folder import stays_inside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from hilm.reel.schema import SourceFile
     from hilm.reel.writer import ReelWriter
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _BLOB_BYTES = 16 << 20
 _SIDE_LIMIT = 64 << 20
+_SIDE_FILES = 1000
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".md", ".jinja", ".py")
 
 
@@ -53,7 +56,8 @@ def store_weight_files(
 def store_side_files(checkpoint: Checkpoint, writer: ReelWriter) -> list[SourceFile]:
     """Write configuration, tokenizer and card, so that an archive decodes to a working folder.
 
-    Files over 64 MiB stay behind. A checkpoint that is one file of a folder has no side files: its neighbours
+    Files in folders of it count too (modules of sentence-transformers). Files over 64 MiB, and links that
+    lead elsewhere, stay behind. A checkpoint that is one file of a folder has no side files: its neighbours
     may be anything.
 
     Raises:
@@ -63,8 +67,9 @@ def store_side_files(checkpoint: Checkpoint, writer: ReelWriter) -> list[SourceF
         return []
     weights = {file.name for file in checkpoint.files}
     files = []
-    for path in sorted(checkpoint.root.iterdir()):
-        if path.name in weights or path.suffix not in _SIDE_SUFFIXES or not path.is_file():
+    for path in _candidates(checkpoint.root):
+        name = path.relative_to(checkpoint.root).as_posix()
+        if name in weights or path.suffix not in _SIDE_SUFFIXES or not path.is_file():
             continue
         with closing(FileSource.open(path)) as source:
             if source.size > _SIDE_LIMIT:
@@ -72,8 +77,14 @@ def store_side_files(checkpoint: Checkpoint, writer: ReelWriter) -> list[SourceF
             data = source.read(0, source.size)
             source.check_unchanged()
         segments = [["blob", writer.add_record(Kind.BLOB, data, 0), 1]] if data else []
-        files.append(_describe(path.name, len(data), hashlib.sha256(data).digest(), segments))
+        files.append(_describe(name, len(data), hashlib.sha256(data).digest(), segments))
     return files
+
+
+def _candidates(root: Path) -> list[Path]:
+    """At most a thousand files of the folder and of those in it, hidden ones and foreign links left out."""
+    found = sorted((*root.glob("[!.]*"), *root.glob("[!.]*/[!.]*")))
+    return [path for path in found if stays_inside(root, path)][:_SIDE_FILES]
 
 
 def _add_blob(writer: ReelWriter, checkpoint: Checkpoint, number: int, start: int, stop: int) -> list[Any]:

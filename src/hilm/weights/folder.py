@@ -146,10 +146,15 @@ def _check_inside(folder: Path, name: str) -> None:
     """A shard is a bare file name; a link may lead into the Hub cache's own blob store, nowhere else."""
     if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
         raise UnsafePath(f"the index names {name[:80]!r}, which is not a plain file name")
-    real = (folder / name).resolve()
-    cache = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
-    if not (real.is_relative_to(folder) or real.is_relative_to(cache)):
+    if not stays_inside(folder, folder / name):
         raise UnsafePath(f"{name} is a link that leaves {folder}")
+
+
+def stays_inside(folder: Path, path: Path) -> bool:
+    """Whether a path, links followed, lies in the folder or in the blobs of the Hub cache around it."""
+    real = path.resolve()
+    cache = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
+    return real.is_relative_to(folder) or real.is_relative_to(cache)
 
 
 def _require_files(folder: Path, names: list[str]) -> None:
