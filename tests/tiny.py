@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -37,7 +40,11 @@ def file_bytes(tensors: dict[str, Stored], metadata: dict[str, str] | None = Non
         header["__metadata__"] = metadata
     for name, (dtype, shape, data) in tensors.items():
         assert len(data) * 8 == math.prod(shape) * BITS[dtype], name
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + len(data)]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [position, position + len(data)],
+        }
         position += len(data)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

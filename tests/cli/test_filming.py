@@ -7,7 +7,7 @@ from hilm.cli.filming import decoded, encoded, find_reel, verified
 
 REEL = {
     "model": "bert",
-    "reel": "store/reels/bert.mkv",
+    "reel": "store/reels/bert.reel.mp4",
     "mode": "archive",
     "parameters": 22_713_216,
     "bits_per_weight": 25.913,
@@ -18,12 +18,12 @@ REEL = {
 
 
 def test_encode_shows_a_line_a_model_and_each_reel_once():
-    sample = {**REEL, "mode": "sample", "reel": "store/reels/sample.mkv", "nmse": None}
+    sample = {**REEL, "mode": "sample", "reel": "store/reels/sample.reel.mp4", "nmse": None}
     document = {"models": [REEL, {**sample, "model": "a"}, {**sample, "model": "b"}], "failed": []}
     lines = click.unstyle(encoded(document)).splitlines()
     assert lines[1].split() == ["bert", "archive", "22.7", "M", "70.2", "MiB", "25.91", "0", "3.20", "s"]
     assert lines[2].split()[-3] == "-"
-    assert lines[4:] == ["", "store/reels/bert.mkv", "store/reels/sample.mkv"]
+    assert lines[4:] == ["", "store/reels/bert.reel.mp4", "store/reels/sample.reel.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_verify_without_a_checkpoint_measures_no_difference():
 
 
 def test_a_reel_can_be_a_path(tmp_path):
-    path = tmp_path / "bert.mkv"
+    path = tmp_path / "bert.reel.mp4"
     path.touch()
     assert find_reel(str(path), tmp_path / "store") == path
 
@@ -69,8 +69,8 @@ def test_a_damaged_reel_is_exit_3(hilm, house):
     path = find_reel(hilm("encode", "stranger", "--json").document["models"][0]["reel"], None)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    (house / "damaged.mkv").write_bytes(data)
-    assert hilm("verify", "damaged.mkv").code == 3
+    (house / "damaged.reel.mp4").write_bytes(data)
+    assert hilm("verify", "damaged.reel.mp4").code == 3
 
 
 def test_a_limit_makes_a_sample(hilm):

@@ -19,7 +19,11 @@ def digests(target) -> tuple[bytes, ...]:
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_one_pass_over_blocks_hashes_every_byte_of_every_file(tmp_path, shards):
-    tensors = bert_like() | {"ids": np.arange(7), "empty": np.empty((0, 3), np.float32), "half": stored(np.ones(3, np.float32), "BF16")}
+    tensors = bert_like() | {
+        "ids": np.arange(7),
+        "empty": np.empty((0, 3), np.float32),
+        "half": stored(np.ones(3, np.float32), "BF16"),
+    }
     folder = write_model(tmp_path, tensors, shards=shards)
     files = sorted(folder.glob("*.safetensors"))
     assert digests(folder) == tuple(hashlib.sha256(f.read_bytes()).digest() for f in files)

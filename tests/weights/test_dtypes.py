@@ -42,7 +42,11 @@ def test_half_precision_is_exact_without_infinities_too():
 
 def test_bf16_keeps_nan_payloads():
     payloads = np.array([0x7F81, 0xFFC1, 0x7FFF], "<u2")
-    assert decoded("BF16", payloads.tobytes()).view(np.uint32).tolist() == [0x7F810000, 0xFFC10000, 0x7FFF0000]
+    assert decoded("BF16", payloads.tobytes()).view(np.uint32).tolist() == [
+        0x7F810000,
+        0xFFC10000,
+        0x7FFF0000,
+    ]
 
 
 @pytest.mark.parametrize(

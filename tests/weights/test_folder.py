@@ -17,7 +17,10 @@ def test_folder_file_and_index_name_the_same_weights(tmp_path):
     by_folder, by_index = locate(folder), locate(folder / INDEX)
     assert by_folder == by_index
     assert by_folder.name == "m"
-    assert [p.name for p in by_folder.weights] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert [p.name for p in by_folder.weights] == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    ]
 
 
 def test_a_weight_file_is_called_after_its_folder_only_under_the_usual_name(tmp_path):
@@ -62,7 +65,9 @@ def test_empty_folder_and_foreign_formats(tmp_path):
         locate(tmp_path / "pytorch_model.bin")
 
 
-@pytest.mark.parametrize("name", ["../out.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../out.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "a\0b"]
+)
 def test_an_index_cannot_name_files_outside(tmp_path, name):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"w": name}}))
     with pytest.raises(errors.UnsafePath):

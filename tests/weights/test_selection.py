@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +17,9 @@ from tests.tiny import stored, write_model
 
 
 def tensors(sizes):
-    return tuple(TensorInfo(f"t{i}", "F32", (n,), Span(0, 0, 4 * n), classify("t")) for i, n in enumerate(sizes))
+    return tuple(
+        TensorInfo(f"t{i}", "F32", (n,), Span(0, 0, 4 * n), classify("t")) for i, n in enumerate(sizes)
+    )
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=20), st.integers(1, 30_000))
@@ -33,7 +37,7 @@ def test_exactly_n_values_spread_over_all_tensors(sizes, limit):
         assert len(positions) == selection.counts[index]
         assert (np.diff(positions) > 0).all()
         if len(positions):
-            assert 0 <= positions[0]
+            assert positions[0] >= 0
             assert positions[-1] < size
 
 
@@ -41,7 +45,7 @@ def test_runs_are_even_and_at_most_sixty_four_long():
     selection = Selection.spread(tensors([1_000_000]), 10_000)
     runs = as_runs(selection.positions(0))
     lengths = [b - a for a, b in runs]
-    gaps = [b[0] - a[0] for a, b in zip(runs, runs[1:], strict=False)]
+    gaps = [b[0] - a[0] for a, b in pairwise(runs)]
     assert max(lengths) <= RUN
     assert max(gaps) - min(gaps) <= RUN
 

@@ -16,7 +16,9 @@ def test_figures_equal_numpy_over_each_role(tmp_path):
             statistics.update(block.info.role.type, block.values)
         roles = {name: info.role.type for name, info in checkpoint.tensors.items()}
     for role, figures in statistics.summary().items():
-        values = np.concatenate([t.ravel() for n, t in tensors.items() if roles[n] == role]).astype(np.float64)
+        values = np.concatenate([t.ravel() for n, t in tensors.items() if roles[n] == role]).astype(
+            np.float64
+        )
         assert figures["parameters"] == len(values)
         assert figures["mean"] == pytest.approx(values.mean(), abs=1e-12)
         assert figures["std"] == pytest.approx(values.std(), rel=1e-9)

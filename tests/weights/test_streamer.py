@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from hilm.weights.streamer import as_runs
 from hilm.weights.tensor import BLOCK_VALUES
 from tests.tiny import bert_like, file_bytes, stored, write_model
 
-SHAPES = st.lists(st.integers(0, 40), max_size=3).map(tuple) | st.tuples(st.integers(1, 9), st.integers(1, 700))
+SHAPES = st.lists(st.integers(0, 40), max_size=3).map(tuple) | st.tuples(
+    st.integers(1, 9), st.integers(1, 700)
+)
 
 
 def joined(streamer, model, **options) -> dict[str, np.ndarray]:
@@ -38,7 +41,9 @@ def test_chunks_are_exactly_the_values_once_and_in_order(tmp_path, data):
         drawn = rng.standard_normal(shape).astype(np.float32)
         tensors[f"t{i}"] = stored(drawn.astype(np.float16)) if dtype == "F16" else stored(drawn, dtype)
     total = sum(int(np.prod(shape)) for shape in shapes)
-    folder = write_model(tmp_path / str(rng.integers(1 << 40)), tensors, shards=data.draw(st.sampled_from([1, 2])))
+    folder = write_model(
+        tmp_path / str(rng.integers(1 << 40)), tensors, shards=data.draw(st.sampled_from([1, 2]))
+    )
     low = data.draw(st.integers(1, 50))
     high = data.draw(st.integers(low, 900))
     size = data.draw(st.integers(low, high))
@@ -61,7 +66,7 @@ def test_only_the_last_chunk_of_a_tensor_is_short(tmp_path):
     chunks = [m for _, m, _ in MemoryEfficientParameterStreamer(config).stream(folder)]
     assert {m.parameter_count for m in chunks[:-1]} == {1000}
     assert chunks[-1].end_index == 2 * BLOCK_VALUES + 77
-    assert all(a.end_index == b.start_index for a, b in zip(chunks, chunks[1:], strict=False))
+    assert all(a.end_index == b.start_index for a, b in pairwise(chunks))
     assert [m.chunk_id for m in chunks] == list(range(len(chunks)))
 
 
@@ -71,15 +76,15 @@ def test_kept_chunks_stay_right_and_released_buffers_are_poisoned(tmp_path):
     with open_checkpoint(folder) as checkpoint:
         kept = [block.values for block in checkpoint.blocks(poison=True)]
         np.testing.assert_array_equal(np.concatenate(kept), values)
-        stale = []
-        for block in checkpoint.blocks(poison=True):
-            # Looking at memory behind the stream's back: an address is no reference.
-            stale.append(block.values.__array_interface__["data"][0])
-        assert len(set(stale)) == RING
+        # Looking at memory behind the stream's back: an address is no reference.
+        addresses = {b.values.__array_interface__["data"][0] for b in checkpoint.blocks(poison=True)}
+        assert len(addresses) == RING
 
 
 def test_poison_shows_in_a_buffer_that_is_reused(tmp_path):
-    folder = write_model(tmp_path, {"a": np.zeros(2 * BLOCK_VALUES, np.float32), "b": np.zeros(5, np.float32)})
+    folder = write_model(
+        tmp_path, {"a": np.zeros(2 * BLOCK_VALUES, np.float32), "b": np.zeros(5, np.float32)}
+    )
     with open_checkpoint(folder) as checkpoint:
         for block in checkpoint.blocks(poison=True):
             tail = block._out.base[len(block._out) :].view(np.uint32)
@@ -140,7 +145,12 @@ def test_adaptive_sizing_halves_above_ninety_and_doubles_below_fifty_percent():
 
 @pytest.mark.parametrize(
     "options",
-    [{"chunk_size": 0}, {"min_chunk_size": 9, "max_chunk_size": 8}, {"max_memory_mb": 0}, {"max_memory_mb": -1}],
+    [
+        {"chunk_size": 0},
+        {"min_chunk_size": 9, "max_chunk_size": 8},
+        {"max_memory_mb": 0},
+        {"max_memory_mb": -1},
+    ],
 )
 def test_impossible_configurations_are_refused(options):
     with pytest.raises(errors.UsageError):
@@ -174,7 +184,9 @@ def test_statistics_have_the_nine_documented_keys(tmp_path):
 
 def test_cancelling_ends_the_stream(tmp_path):
     folder = write_model(tmp_path, bert_like())
-    streamer = MemoryEfficientParameterStreamer(cancel=lambda: streamer.progress.processed_parameters > 70_000)
+    streamer = MemoryEfficientParameterStreamer(
+        cancel=lambda: streamer.progress.processed_parameters > 70_000
+    )
     with pytest.raises(errors.Cancelled):
         for _ in streamer.stream(folder):
             pass

@@ -121,7 +121,7 @@ def encoded(document: Document) -> str:
     cls=options.Command,
     examples=(
         "hilm decode bert-base ./restored",
-        "hilm decode bert-base.mkv ./restored --tensor embeddings.word_embeddings.weight",
+        "hilm decode bert-base.reel.mp4 ./restored --tensor embeddings.word_embeddings.weight",
     ),
 )
 @click.argument("reel")
@@ -138,7 +138,7 @@ def decode(
     REEL is a file, or the name of a model in the store. Ends with exit code 3 if the weights are not the ones
     that were filmed.
     """
-    document = hilm.decode(find_reel(reel, storage_dir), out_dir, tensor=tensor)
+    document = hilm.decode(find_reel(reel, storage_dir, "archive"), out_dir, tensor=tensor)
     output.emit(document, decoded)
     if document["sha256_ok"] is False:
         context.exit(3)
@@ -162,7 +162,7 @@ def decoded(document: Document) -> str:
 
 @click.command(
     cls=options.Command,
-    examples=("hilm verify bert-base", "hilm verify bert-base.mkv --against ./bert-base --json"),
+    examples=("hilm verify bert-base", "hilm verify bert-base.reel.mp4 --against ./bert-base --json"),
 )
 @click.argument("reel")
 @click.option("--against", metavar="MODEL", help="Compare with the checkpoint too, value by value.")
@@ -202,15 +202,6 @@ def amount(things: int | list[object]) -> int:
     return things if isinstance(things, int) else len(things)
 
 
-def find_reel(reel: str, storage_dir: Path | None) -> Path:
-    """Return the file REEL means: a path, or the name of a model in the store.
-
-    Raises:
-        UsageError: The model is in the store without a reel.
-    """
-    if Path(reel).exists():
-        return Path(reel)
-    kept = hilm.Store(storage_dir).show(reel)["reel"]
-    if kept is None:
-        raise UsageError(f"{reel} was indexed without a reel", hint=f"film it: hilm encode {reel}")
-    return Path(kept)
+def find_reel(reel: str, storage_dir: Path | None, mode: str | None = None) -> Path:
+    """Return the file REEL means: a path, or the name of a model in the store that has a reel."""
+    return Path(reel) if Path(reel).is_file() else hilm.Store(storage_dir).reel(reel, mode)

@@ -88,10 +88,10 @@ def settle(document: Document, *successes: str) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Progress | None]:
-    """Give a progress callback that draws a bar on stderr, or None where nobody watches."""
+def progress() -> Iterator[Progress]:
+    """Give a progress callback that draws a bar on stderr, or does nothing where nobody watches."""
     if not sys.stderr.isatty() or _asked("quiet") or _asked("no_progress"):
-        yield None
+        yield lambda *_: None
         return
     from tqdm import tqdm  # noqa: PLC0415 only a watched command pays for it
 
@@ -154,10 +154,10 @@ def seconds(number: float | None) -> str:
     """Write a duration: ``0.42 s``, ``3 min 05 s``, ``2 h 10 min``."""
     if number is None:
         return ABSENT
-    if number < 60:  # noqa: PLR2004 a minute
+    if number < 60:
         return f"{number:.2f} s"
     minutes, rest = divmod(round(number), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"  # noqa: PLR2004
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def figure(number: float | None) -> str:
@@ -169,7 +169,7 @@ def figure(number: float | None) -> str:
 
 def chance(number: float | None) -> str:
     """Write a p-value; one that underflowed is a bound, not zero."""
-    return "< 1e-300" if number is not None and number < 1e-300 else figure(number)  # noqa: PLR2004
+    return "< 1e-300" if number is not None and number < 1e-300 else figure(number)
 
 
 def share(part: float, whole: float) -> str:

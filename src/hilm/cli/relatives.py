@@ -97,7 +97,7 @@ def quantize(tensors: Tensors) -> Tensors:
 
 def _to_levels(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     largest = np.abs(matrix).max(axis=1, keepdims=True)
-    step = np.where(largest > 0, largest, np.float32(1)) / np.float32(127)
+    step = np.where(largest > 0, largest / np.float32(127), np.float32(1))
     return np.rint(matrix / step) * step
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from hilm.weights.checkpoint import Checkpoint, TensorInfo
+    from hilm.weights.checkpoint import Checkpoint
+    from hilm.weights.tensor import TensorInfo
 
 MIN_SIDE = 16
 """Smaller sides carry too few values for a sketch."""
@@ -27,9 +28,8 @@ MAX_TABLES = 2
 MAX_COLUMNS = 1 << 18
 """Longer rows are no matrix of a model, and anchored Grams would need unbounded memory."""
 
-_BUFFERS = frozenset(
-    ("position_ids", "masked_bias", "inv_freq", "cos_cached", "sin_cached", "attn_mask", "causal_mask")
-)
+_WIDEST_PACKED = 32
+"""Bits of the integers that hold packed weights; indices have 64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,14 @@ class Anatomy:
         width: Size d of the residual stream: the side that most matrices share; None without matrices.
         tables: Names of the vocabulary tables, embedding and untied head.
         embedding: The table that embeds tokens, or None if there is none or it cannot be told.
+        unread: Values of matrices that cannot be decoded; integers wider than a byte count by the byte.
     """
 
     matrices: tuple[Matrix, ...]
     width: int | None
     tables: frozenset[str]
     embedding: Matrix | None
+    unread: int
 
     @property
     def vocabulary(self) -> int | None:
@@ -81,6 +83,12 @@ class Anatomy:
         if self.embedding is None:
             return None
         return max(self.embedding.rows, self.embedding.columns)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the values of matrices that can be decoded, 0 to 1."""
+        decoded = sum(m.rows * m.columns for m in self.matrices)
+        return decoded / (decoded + self.unread) if self.unread else 1.0
 
 
 def dissect(checkpoint: Checkpoint) -> Anatomy:
@@ -90,45 +98,56 @@ def dissect(checkpoint: Checkpoint) -> Anatomy:
 
 def dissect_tensors(tensors: Iterable[TensorInfo]) -> Anatomy:
     """The same for any list of tensors."""
-    matrices = tuple(m for info in tensors if info.alias_of is None for m in _matrices(info))
+    stored = [info for info in tensors if info.alias_of is None and not _is_buffer(info)]
+    matrices = tuple(m for info in stored for m in _matrices(info))
+    unread = sum(map(_unread, stored))
     sides = Counter(side for m in matrices for side in {m.rows, m.columns})
     if not sides:
-        return Anatomy((), None, frozenset(), None)
+        return Anatomy((), None, frozenset(), None, unread)
     width = max(sides, key=lambda side: (sides[side], side))
     tables = _vocabulary_tables(matrices, sides, width)
-    return Anatomy(matrices, width, frozenset(t.info.name for t in tables), _embedding(tables))
+    return Anatomy(matrices, width, frozenset(t.info.name for t in tables), _embedding(tables), unread)
+
+
+def _is_buffer(info: TensorInfo) -> bool:
+    """Whether a name says that this was computed, not learnt: masks, indices, rotary caches."""
+    last = info.name.rpartition(".")[2]
+    return last.endswith("mask") or (info.role.kind == "buffer" and last != "weight")
 
 
 def _matrices(info: TensorInfo) -> Iterable[Matrix]:
-    if not info.is_weight or len(info.shape) < 2 or _is_buffer(info.name):  # noqa: PLR2004 - vectors
-        return ()
     count, rows, columns = info.matrices
-    if min(rows, columns) < MIN_SIDE or columns > MAX_COLUMNS:
+    if not info.is_weight or min(rows, columns) < MIN_SIDE or columns > MAX_COLUMNS:
         return ()
     return (Matrix(info, index, rows, columns) for index in range(count))
 
 
-def _is_buffer(name: str) -> bool:
-    return name.rpartition(".")[2] in _BUFFERS
+def _unread(info: TensorInfo) -> int:
+    """Values of a matrix that only its quantiser could decode."""
+    if info.type.kind == "packed":
+        return info.numel * (len(info.shape) > 1)
+    packed = info.type.kind in {"int", "uint"} and info.type.bits <= _WIDEST_PACKED
+    return info.nbytes if packed and info.matrices[1] >= MIN_SIDE else 0
 
 
 def _vocabulary_tables(matrices: tuple[Matrix, ...], sides: Counter[int], width: int) -> list[Matrix]:
+    """Long matrices of a length that hardly any other has; where there are none, what the names say."""
     found = [m for m in matrices if width in (m.rows, m.columns) and m.info.matrices[0] == 1]
-    sizes = [m.rows * m.columns // width for m in found]
-    long = [s for s in sizes if s >= TABLE_RATIO * width and sides[s] <= MAX_TABLES]
-    if long:
-        return [m for m, size in zip(found, sizes, strict=True) if size == max(long)]
-    named = [m for m in found if m.info.role.type == "embedding" and _embeds_tokens(m.info.name)]
-    return sorted(named, key=lambda m: -m.rows * m.columns)[:1]
+    sizes = {m: m.rows * m.columns // width for m in found}
+    lengths = [n for n in sizes.values() if n >= TABLE_RATIO * width and sides[n] <= MAX_TABLES]
+    if lengths:
+        return [m for m in found if sizes[m] == max(lengths)]
+    named = [m for m in found if _is_embedding(m)]
+    longest = max((sizes[m] for m in named), default=0)
+    return [m for m in found if sizes[m] == longest and m.info.role.type in {"embedding", "output"}]
 
 
-def _embeds_tokens(name: str) -> bool:
-    return not any(word in name.lower() for word in ("position", "wpe", "segment", "type", "patch", "cls_"))
+def _is_embedding(table: Matrix) -> bool:
+    return (table.info.role.type, table.info.role.kind) == ("embedding", "token")
 
 
 def _embedding(tables: list[Matrix]) -> Matrix | None:
-    """The only table, or the only one whose name says that it embeds."""
+    """The only table, or the first by name of those whose name says that they embed."""
     if len(tables) == 1:
         return tables[0]
-    named = [t for t in tables if t.info.role.type == "embedding"]
-    return named[0] if len(named) == 1 else None
+    return min(filter(_is_embedding, tables), key=lambda t: t.info.name, default=None)

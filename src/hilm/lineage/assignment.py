@@ -10,12 +10,16 @@ from numba import njit
 
 from hilm.errors import InputError
 from hilm.lineage.anatomy import MIN_SIDE, Anatomy
+from hilm.lineage.tables import evenly
 from hilm.weights.dtypes import decode
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from hilm.weights.checkpoint import Checkpoint, TensorInfo
+    from hilm.weights.checkpoint import Checkpoint
+    from hilm.weights.tensor import TensorInfo
 
 RUNS, RUN = 16, 1024  # a sample: evenly spaced runs, at most this long
 CLASS_SAMPLE = 1 << 24  # values sampled of all tensors of one shape, at most
@@ -38,7 +42,7 @@ def assign(scores: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.
     Raises:
         InputError: scores is not a matrix or holds values that are not finite.
     """
-    if scores.ndim != 2 or not np.isfinite(scores).all():  # noqa: PLR2004 - a matrix has two axes
+    if scores.ndim != 2 or not np.isfinite(scores).all():
         raise InputError(f"an assignment needs a finite matrix, got shape {scores.shape}")
     costs = -np.ascontiguousarray(scores, np.float64)
     if costs.shape[0] <= costs.shape[1]:
@@ -49,7 +53,13 @@ def assign(scores: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.
     return rows[order], order
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def upper_half(values: Sequence[float]) -> float | None:
+    """Mean of the better half of an assignment's scores: what has no partner is paired all the same."""
+    ordered = sorted(values, reverse=True)
+    return float(np.mean(ordered[: (len(ordered) + 1) // 2])) if ordered else None
+
+
+@njit(cache=True, nogil=True)
 def _augment(costs: NDArray[np.float64]) -> NDArray[np.int64]:
     """Column of every row for the smallest sum of costs; needs rows ≤ columns."""
     rows, columns = costs.shape
@@ -179,8 +189,7 @@ def _run_length(info: TensorInfo, tensors: int) -> int:
 
 
 def _run_starts(numel: int, run: int) -> list[int]:
-    last = max(numel - run, 0)
-    return sorted({j * last // (RUNS - 1) for j in range(RUNS)})
+    return [int(start) for start in evenly(0, max(numel - run, 0), RUNS)]
 
 
 def _sample(checkpoint: Checkpoint, info: TensorInfo, run: int) -> NDArray[np.float32]:

@@ -181,13 +181,13 @@ def _new_lanes() -> NDArray[np.uint64]:
     return np.arange(1, _LANES + 1, dtype=np.uint64) * _M
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _mix(lane: np.uint64, word: np.uint64) -> np.uint64:
     x = (lane ^ word) * _K
     return np.uint64(x ^ (x >> _S32))
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True)
 def _fold_round(lanes: NDArray[np.uint64], words: NDArray[np.uint64]) -> None:
     """Fold four words into each lane, a turn of all lanes apart."""
     n = lanes.size
@@ -197,7 +197,7 @@ def _fold_round(lanes: NDArray[np.uint64], words: NDArray[np.uint64]) -> None:
         lanes[i] = _mix(_mix(_mix(_mix(lanes[i], w0[i]), w1[i]), w2[i]), w3[i])
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _fold(lanes: NDArray[np.uint64], first: int, words: NDArray[np.uint64]) -> None:
     """Fold words into the lanes, the first of them being word number ``first`` of its body."""
     first = first % _LANES
@@ -215,7 +215,7 @@ def _fold(lanes: NDArray[np.uint64], first: int, words: NDArray[np.uint64]) -> N
         i += n
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _fold_both(
     lanes: tuple[NDArray[np.uint64], NDArray[np.uint64]],
     scratch: tuple[NDArray[np.uint32], NDArray[np.uint16]],
@@ -244,7 +244,7 @@ def _fold_both(
     return exact
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _fold_half(
     lanes: NDArray[np.uint64], scratch: NDArray[np.uint16], first: int, words: NDArray[np.uint16]
 ) -> None:
@@ -255,7 +255,7 @@ def _fold_half(
         _fold(lanes, first + i // 4, scratch[:n].view(np.uint64))
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _encode(bits: NDArray[np.uint32], half: NDArray[np.uint16]) -> tuple[bool, bool]:
     """Round float32 words to bfloat16, nearest even, by integers.
 
@@ -277,7 +277,7 @@ def _encode(bits: NDArray[np.uint32], half: NDArray[np.uint16]) -> tuple[bool, b
     return bool(least <= _TINY or greatest > _MINUS_INFINITY), bool(union & _LOW == _ZERO)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _encode_special(
     bits: NDArray[np.uint32], canonical: NDArray[np.uint32], half: NDArray[np.uint16]
 ) -> bool:
@@ -292,7 +292,7 @@ def _encode_special(
     return fits
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _canonical_half(words: NDArray[np.uint16], out: NDArray[np.uint16]) -> None:
     for i in range(words.size):
         magnitude = np.uint16(words[i] & _MAGNITUDE16)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,43 +15,26 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hilm.lineage import records
-from hilm.lineage.anatomy import Anatomy, Matrix, dissect
-from hilm.lineage.digest import DigestAccumulator, TensorDigest, model_digest
-from hilm.lineage.gram import ANCHORS, KINDS, PAIRS, WORDS, Anchors, GramAccumulator, fold
-from hilm.lineage.profile import Profile, ProfileAccumulator
+from hilm.lineage.anatomy import Matrix, dissect
+from hilm.lineage.digest import TensorDigest, model_digest
+from hilm.lineage.gram import KINDS, PAIRS, fold
 from hilm.lineage.schema import FINGERPRINT_SPEC
-from hilm.lineage.sketch import (
-    RUNS,
-    Sketch,
-    SketchAccumulator,
-    code,
-    embedding_key,
-    energy,
-    fixed,
-    matrix_key,
-    quantise,
-)
-from hilm.lineage.tokens import find_words, read_vocabulary
-from hilm.weights.checkpoint import BLOCK_VALUES
+from hilm.lineage.sketch import RUNS, code, energy, quantise
+from hilm.lineage.tensor_pass import TensorPass, TensorTraits
+from hilm.lineage.tokens import read_anchors
+from hilm.weights.blocks import read_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from hilm.weights.checkpoint import Checkpoint, TensorInfo
-    from hilm.weights.streamer import Block
+    from hilm.weights.blocks import Block
+    from hilm.weights.checkpoint import Checkpoint
+    from hilm.weights.tensor import TensorInfo
 
-EMBEDDING_ROWS = 2048
-"""Leading rows of the embedding that are sketched and digested alone: vocabularies grow at their end."""
-
-MIN_WORDS = 24
-"""Fewer anchor words than this in the vocabulary, and fixed ids are used instead."""
-
-_FIRST_ID, _LAST_ID = 130, 2470  # of ``ids-64/1``: behind special tokens, inside every vocabulary
 _FLAG_F0, _FLAG_F1, _FLAG_F2, _FLAG_F3, _FLAG_F4 = 1, 2, 4, 8, 16
 _KIND_SHIFT = 8
-_SINUSOID_LARGEST, _SINUSOID_POWER, _SINUSOID_NORM = 1.001, 0.01, 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,23 +117,51 @@ class Fingerprint:
         }
 
 
-def fingerprint(checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _: None) -> Fingerprint:
-    """Read a checkpoint once and fingerprint it.
+def fingerprint(
+    checkpoint: Checkpoint, tick: Callable[[int], None] = lambda _: None, *, threads: int | None = None
+) -> Fingerprint:
+    """Read a checkpoint once and fingerprint it; the result does not depend on the number of threads.
 
     Args:
         checkpoint: An open checkpoint.
-        tick: Called with the number of values after every block.
+        tick: Called with the number of values after every block, by one thread at a time.
+        threads: Tensors worked on at a time; by default two where there are as many cores.
+
+    Raises:
+        SourceChanged: A file was modified while it was read.
+        TruncatedFile: A file ends too early.
     """
-    work = FingerprintPass(checkpoint)
-    with threadpool_limits(1, "blas"):
-        for block in checkpoint.blocks(include_integer=True):
-            work.update(block)
-            tick(block.stop - block.start)
+    count = threads or min(2, os.cpu_count() or 1)
+    work, lock, stopped = FingerprintPass(checkpoint), threading.Lock(), threading.Event()
+    stored = [info for info in checkpoint.tensors.values() if info.alias_of is None]
+    shared = iter([(info, checkpoint.source(info)) for info in sorted(stored, key=lambda t: -t.nbytes)])
+
+    def run() -> None:
+        part: TensorPass | None = None
+        for block in read_blocks(shared):
+            part = part or work.begin(block.info)
+            part.update(block)
+            traits = part.finish() if block.last else None
+            with lock:
+                tick(block.stop - block.start)
+                if traits is not None:
+                    work.add(traits)
+                    part = None
+            if stopped.is_set():
+                return
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as pool:
+        try:
+            for done in as_completed([pool.submit(run) for _ in range(count)]):
+                done.result()
+        finally:
+            stopped.set()
+    checkpoint.check_unchanged()
     return work.finish()
 
 
 class FingerprintPass:
-    """The accumulators of all layers, fed one stream of blocks.
+    """Fingerprints a checkpoint whose blocks somebody else reads: each goes to ``update``.
 
     The caller keeps BLAS to one thread, so that results do not depend on their number.
 
@@ -163,86 +177,42 @@ class FingerprintPass:
         self._matrices: dict[str, list[Matrix]] = {}
         for matrix in self._anatomy.matrices:
             self._matrices.setdefault(matrix.info.name, []).append(matrix)
+        self._current: TensorPass | None = None
         self._position = np.zeros(RUNS, np.int64)
         self._anchored = np.zeros(PAIRS, np.int64)
         self._histogram = np.zeros(records.BINS, np.int64)
         self._hashes: list[tuple[str, TensorDigest, int]] = []
         self._codes: list[tuple[str, np.void]] = []
-        self._profiles: list[tuple[str, Profile]] = []
-        self._unread = self._nonfinite = 0
+        self._profiles: list[tuple[str, np.void]] = []
+        self._nonfinite = 0
 
     def update(self, block: Block) -> None:
         """Take the next block of the checkpoint, integers included."""
-        info = block.info
-        if block.first:
-            self._begin(info)
-        if info.type.kind == "packed":  # cannot be decoded: its bytes still identify it
-            self._digest.update(block.words.astype(np.float32), block.words)
-        else:
-            self._digest.update(block.values, block.words)
-        if self._queue and block.start == self._queue[0].start:
-            self._current = _MatrixPass(self._queue[0], self._anatomy, self._anchors)
-        if self._queue:
-            self._current.update(block)
-            if block.stop == self._queue[0].stop:
-                self._done.append((self._queue.pop(0), self._current))
+        if self._current is None:
+            self._current = self.begin(block.info)
+        self._current.update(block)
         if block.last:
-            self._end(info)
+            self.add(self._current.finish())
+            self._current = None
 
-    def _begin(self, info: TensorInfo) -> None:
-        packed = info.type.kind == "packed"
-        shape = (info.nbytes,) if packed else info.shape
-        prefix = None
-        if info.name in self._anatomy.tables and info.shape[0] > info.shape[1]:
-            prefix = EMBEDDING_ROWS * info.shape[1]
-        self._digest = DigestAccumulator("U8" if packed else info.dtype, shape, prefix_values=prefix)
-        self._queue = list(self._matrices.get(info.name, ()))
-        self._done: list[tuple[Matrix, _MatrixPass]] = []
-        self._unread += info.numel * packed * (len(info.shape) > 1)
+    def begin(self, info: TensorInfo) -> TensorPass:
+        """Start on a tensor; tensors may be worked on side by side, and added in any order."""
+        matrices = self._matrices.get(info.name, ())
+        return TensorPass(self._checkpoint, self._anatomy, self._anchors, info, matrices)
 
-    def _end(self, info: TensorInfo) -> None:
-        digest = self._digest.finish()
-        self._hashes.append((info.name, digest, info.numel))
-        for matrix, work in self._done:
-            profile = work.profile.finish()
-            self._profiles.append((info.name, digest, profile))
-            self._histogram += profile.histogram
-            sketch = None if self._is_sinusoid(matrix, profile) else work.finish_sketch()
-            if sketch is None:
-                self._nonfinite += self._count_nonfinite(matrix)
-                continue
-            self._position += fixed(sketch.vector)
-            gram = work.finish_gram()
-            self._anchored += gram
-            self._codes.append((info.name, _code_row(matrix, digest, sketch, gram, work.is_embedding)))
-
-    def _is_sinusoid(self, matrix: Matrix, profile: Profile) -> bool:
-        """Whether this is a fixed position table: every row has norm √(C/2), no value is above 1.
-
-        Such tables match exactly between strangers. Few matrices pass the first test, so reading those again
-        costs nothing.
-        """
-        power = profile.value("mean") ** 2 + profile.value("std") ** 2
-        if profile.value("max_abs") > _SINUSOID_LARGEST or abs(power - 0.5) > _SINUSOID_POWER:
-            return False
-        expected = np.sqrt(matrix.columns / 2)
-        norms = (np.sqrt(np.square(rows.astype(np.float64)).sum(axis=1)) for rows in self._rows_of(matrix))
-        return all(np.abs(norm - expected).max() <= _SINUSOID_NORM for norm in norms)
-
-    def _count_nonfinite(self, matrix: Matrix) -> int:
-        """NaN and infinite values of a matrix that could not be sketched; reads it again, which is rare."""
-        return sum(int(rows.size - np.isfinite(rows).sum()) for rows in self._rows_of(matrix))
-
-    def _rows_of(self, matrix: Matrix) -> Iterator[NDArray[np.float32]]:
-        step = max(1, BLOCK_VALUES // matrix.columns)
-        first = matrix.index * matrix.rows
-        for row in range(0, matrix.rows, step):
-            stop = min(row + step, matrix.rows)
-            yield self._checkpoint.read_rows(matrix.info.name, first + row, first + stop)
+    def add(self, traits: TensorTraits) -> None:
+        """Take what was found in a tensor."""
+        name = traits.info.name
+        self._position += traits.position
+        self._anchored += traits.anchored
+        self._histogram += traits.histogram
+        self._hashes.append((name, traits.digest, traits.info.numel))
+        self._codes.extend((name, row) for row in traits.codes)
+        self._profiles.extend((name, row) for row in traits.profiles)
+        self._nonfinite += traits.nonfinite
 
     def finish(self) -> Fingerprint:
         """Put the records together."""
-        eligible = sum(m.rows * m.columns for m in self._anatomy.matrices) + self._unread
         return Fingerprint(
             name=self._checkpoint.name,
             kind=self._anchors.kind if self._anchors and self._anchored.any() else None,
@@ -252,7 +222,7 @@ class FingerprintPass:
             hashes=self._pack_hashes(),
             codes=self._pack_codes(),
             profile=self._pack_profiles(),
-            coverage=1.0 - self._unread / eligible if eligible else 1.0,
+            coverage=self._anatomy.coverage,
             nonfinite=self._nonfinite,
             options=self._options,
             seconds=time.perf_counter() - self._started,
@@ -260,127 +230,23 @@ class FingerprintPass:
 
     def _pack_hashes(self) -> bytes:
         table = [
-            (_as_int(d.exact), _as_int(d.half), _as_int(d.prefix or b""), numel) for _, d, numel in self._hashes
+            (*(int.from_bytes(part or b"", "little") for part in (d.exact, d.half, d.prefix)), numel)
+            for _, d, numel in self._hashes
         ]
         head = model_digest(digest.exact for _, digest, _ in self._hashes)
-        names = [name for name, *_ in self._hashes]
-        return records.pack(b"HLF0", head, np.array(table, records.HASHES), names)
+        return records.pack(
+            b"HLF0", head, np.array(table, records.HASHES), [name for name, *_ in self._hashes]
+        )
 
     def _pack_codes(self) -> bytes:
-        rows = np.array([row for _, row in self._codes], records.CODES)
         head = np.zeros((), records.CODES_HEAD)
         head["mask"] = self._anchors.mask if self._anchors else 0
         head["position"] = self._position / 2.0**32
         head["anchored"] = self._anchored / 2.0**32
+        rows = np.array([row for _, row in self._codes], records.CODES)
         return records.pack(b"HLF3", head.tobytes(), rows, [name for name, _ in self._codes])
 
     def _pack_profiles(self) -> bytes:
-        table = [(_as_int(digest.exact), profile.fields) for _, digest, profile in self._profiles]
-        names, tail = [name for name, *_ in self._profiles], self._histogram.astype("<u8").tobytes()
-        return records.pack(b"HLF4", b"", np.array(table, records.PROFILES), names, tail)
-
-
-class _MatrixPass:
-    """Sketch, anchored Gram and profile of one matrix, as far as each applies."""
-
-    def __init__(self, matrix: Matrix, anatomy: Anatomy, anchors: Anchors | None) -> None:
-        rows, columns = matrix.rows, matrix.columns
-        table = matrix.info.name in anatomy.tables
-        self.matrix = matrix
-        self.is_embedding = matrix == anatomy.embedding
-        self.profile = ProfileAccumulator(rows, columns)
-        self._sketch: SketchAccumulator | None = None
-        self._grams: list[GramAccumulator] = []
-        self._flipped: list[NDArray[np.float32]] | None = None
-        if self.is_embedding:
-            self._take = min(EMBEDDING_ROWS, max(rows, columns))
-            if rows >= columns:
-                self._sketch = SketchAccumulator(self._take, columns, embedding_key(columns))
-            else:  # stored d x V: its leading columns are token rows, sketched at the end
-                self._flipped = []
-        elif not table:
-            self._take = rows
-            self._sketch = SketchAccumulator(rows, columns, matrix_key(rows, columns))
-            if anchors is not None:
-                self._grams = [
-                    GramAccumulator(anchors, rows, columns, side)
-                    for side, width in (("columns", columns), ("rows", rows))
-                    if width == anchors.width
-                ]
-
-    def update(self, block: Block) -> None:
-        start, columns = block.start - self.matrix.start, self.matrix.columns
-        values = block.values
-        self.profile.update(values, start)
-        for gram in self._grams:
-            gram.update(values, start)
-        if self._flipped is not None:
-            self._flipped.append(values.reshape(-1, columns)[:, : self._take].copy())
-        elif self._sketch is not None and start < self._take * columns:
-            self._sketch.update(values[: self._take * columns - start], start)
-
-    def finish_sketch(self) -> Sketch | None:
-        if self._flipped is not None:
-            tokens = np.ascontiguousarray(np.concatenate(self._flipped).T)
-            self._sketch = SketchAccumulator(*tokens.shape, embedding_key(tokens.shape[1]))
-            self._sketch.update(tokens.ravel(), 0)
-        return self._sketch.finish() if self._sketch else None
-
-    def finish_gram(self) -> NDArray[np.int64]:
-        total = np.zeros(PAIRS, np.int64)
-        for gram in self._grams:
-            unit = gram.finish()
-            if unit is not None:
-                total += fixed(unit)
-        return total
-
-
-def _code_row(
-    matrix: Matrix,
-    digest: TensorDigest,
-    sketch: Sketch,
-    gram: NDArray[np.int64],
-    is_embedding: bool,  # noqa: FBT001 - a fact, not a switch
-) -> np.void:
-    row = np.zeros((), records.CODES)
-    row["exact"], row["rows"], row["columns"] = _as_int(digest.exact), matrix.rows, matrix.columns
-    row["flags"] = records.IS_EMBEDDING * is_embedding | records.HAS_GRAM * bool(gram.any())
-    row["norm"] = sketch.weight_norm
-    row["position"] = code(quantise(fixed(sketch.vector)), 1024)
-    row["anchored"] = code(fold(gram))
-    return row[()]
-
-
-def _as_int(digest: bytes) -> int:
-    return int.from_bytes(digest, "little")
-
-
-def read_anchors(checkpoint: Checkpoint, anatomy: Anatomy) -> tuple[Anchors | None, dict[str, Any]]:
-    """Read 64 rows of the embedding: at fixed words where the tokenizer is there, else at fixed ids.
-
-    Returns:
-        The anchors, or None without an embedding; and what identifies the choice.
-    """
-    if anatomy.embedding is None:
-        return None, {}
-    size = anatomy.vocabulary or 0
-    vocabulary = read_vocabulary(checkpoint.root)
-    found = find_words(vocabulary, WORDS) if vocabulary else []
-    ids = [i if i is not None and i < size else None for i in found]
-    kind = "text-64/1"
-    if sum(i is not None for i in ids) < MIN_WORDS:
-        first, last = (_FIRST_ID, _LAST_ID) if size > _LAST_ID + _FIRST_ID - 1 else (0, size - 1)
-        ids, kind = np.linspace(first, last, ANCHORS).astype(int).tolist(), "ids-64/1"
-    present = np.array([i is not None for i in ids])
-    rows = _token_rows(checkpoint, anatomy.embedding, [i or 0 for i in ids])
-    anchors = Anchors.from_rows(kind, rows, present)
-    digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
-    return anchors, {"anchors": kind, "ids": digest}
-
-
-def _token_rows(checkpoint: Checkpoint, table: Matrix, ids: list[int]) -> NDArray[np.float32]:
-    """Embedding vectors of tokens, float32 [len(ids), d]."""
-    if table.rows >= table.columns:
-        return np.concatenate([checkpoint.read_rows(table.info.name, i, i + 1) for i in ids])
-    columns = [checkpoint.read_rows(table.info.name, row, row + 1)[0, ids] for row in range(table.rows)]
-    return np.stack(columns, axis=1)
+        rows = np.array([row for _, row in self._profiles], records.PROFILES)
+        names, tail = [name for name, _ in self._profiles], self._histogram.astype("<u8").tobytes()
+        return records.pack(b"HLF4", b"", rows, names, tail)

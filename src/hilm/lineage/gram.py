@@ -9,6 +9,7 @@ Gram is removed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 ANCHORS = 64
 PAIRS = ANCHORS * (ANCHORS - 1) // 2
+UNITS = 512
+"""Rows or columns across the residual axis that are looked at: the first ones, of every matrix.
+
+Of a permuted MiniLM the cosine to the original falls from 0.912 to 0.886 by this, unrelated models stay
+below 0.03, and the products, most of the work of a fingerprint, shrink to a tenth at seven billion weights.
+"""
 WORDS = tuple(
     """
     the and with from not when which people water house world school children life light country father
@@ -57,12 +64,14 @@ class Anchors:
         directions: float32 [64, d], zero where an anchor is missing.
         present: bool [64].
         own: Double-centred Gram of the directions, upper triangle row by row, float64 [2016].
+        transposed: The directions again, contiguous along the other axis, float32 [d, 64].
     """
 
     kind: str
     directions: NDArray[np.float32]
     present: NDArray[np.bool_]
     own: NDArray[np.float64]
+    transposed: NDArray[np.float32]
 
     @classmethod
     def from_rows(cls, kind: str, rows: NDArray[np.float32], present: NDArray[np.bool_]) -> Anchors:
@@ -81,7 +90,8 @@ class Anchors:
         norms = np.sqrt(np.square(centred).sum(axis=1))
         present &= norms > 0
         directions = np.divide(centred, norms[:, None], out=np.zeros_like(centred), where=present[:, None])
-        return cls(kind, directions.astype(np.float32), present, _centre(directions @ directions.T, present))
+        single, own = directions.astype(np.float32), _centre(directions @ directions.T, present)
+        return cls(kind, single, present, own, np.ascontiguousarray(single.T))
 
     @property
     def width(self) -> int:
@@ -119,9 +129,9 @@ class GramAccumulator:
                 f"anchors of width {anchors.width} do not fit the {side} of a {rows}x{columns} matrix"
             )
         self._anchors, self._rows, self._columns, self._side = anchors, rows, columns, side
-        self._transposed = np.ascontiguousarray(anchors.directions.T)
         self._gram = np.zeros((ANCHORS, ANCHORS))
-        self._product = np.zeros((ANCHORS, columns if side == "rows" else 0), np.float32)
+        self._units = min(columns if side == "rows" else rows, UNITS)
+        self._product = np.zeros((ANCHORS, self._units if side == "rows" else 0), np.float32)
         self._part = np.empty(0, np.float32)
 
     def update(self, values: NDArray[np.float32], start: int) -> None:
@@ -129,7 +139,7 @@ class GramAccumulator:
         block = values.reshape(-1, self._columns)
         with np.errstate(invalid="ignore", over="ignore"):  # finish() looks at the result
             if self._side == "columns":
-                self._add_columns(block)
+                self._add_columns(block[: max(self._units - start // self._columns, 0)])
             else:
                 self._add_rows(block, start // self._columns)
 
@@ -150,13 +160,13 @@ class GramAccumulator:
 
     def _add_columns(self, block: NDArray[np.float32]) -> None:
         product = self._reserve(len(block), ANCHORS)
-        np.matmul(block, self._transposed, out=product)
+        np.matmul(block, self._anchors.transposed, out=product)
         self._gram += product.T @ product
 
     def _add_rows(self, block: NDArray[np.float32], first: int) -> None:
         anchors = self._anchors.directions[:, first : first + len(block)]
-        part = self._reserve(ANCHORS, self._columns)
-        np.matmul(anchors, block, out=part)
+        part = self._reserve(ANCHORS, self._units)
+        np.matmul(anchors, block[:, : self._units], out=part)
         self._product += part
 
     def _reserve(self, rows: int, columns: int) -> NDArray[np.float32]:
@@ -187,5 +197,10 @@ def fold(total: NDArray[np.int64]) -> NDArray[np.int8]:
     """int8 form [1024] of a sum of fixed-point residuals [2016]: padded to 2048, signed, its halves added."""
     padded = np.zeros(2 * RUNS, np.int64)
     padded[:PAIRS] = total
-    padded *= signs(seed("hilm.lineage/gramfold/1"), 2 * RUNS)
+    padded *= _fold_signs()
     return quantise(padded[:RUNS] + padded[RUNS:])
+
+
+@cache
+def _fold_signs() -> NDArray[np.int8]:
+    return signs(seed("hilm.lineage/gramfold/1"), 2 * RUNS)

@@ -157,7 +157,7 @@ def _test_levels(sample: NDArray[np.float32]) -> tuple[list[float], int, int]:
     return np.where(np.isinf(errors), np.nan, errors).tolist(), form, levels
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _lattice_errors(sample: NDArray[np.float32], group: int, symmetric: bool) -> NDArray[np.float64]:  # noqa: FBT001 - compiled
     """Distance to the nearest level by bits, root mean square in steps; NaN below 256 entries."""
     rows, columns = sample.shape
@@ -192,7 +192,7 @@ def _lattice_errors(sample: NDArray[np.float32], group: int, symmetric: bool) ->
     return out
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _count_levels(sample: NDArray[np.float32], group: int) -> int:
     """Distinct values, scaled by the largest of their group and rounded to 1/512, found in two groups."""
     rows, columns = sample.shape
@@ -212,7 +212,7 @@ def _count_levels(sample: NDArray[np.float32], group: int) -> int:
     return int((seen < 0).sum())
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _range(words: NDArray[np.int32], start: np.uint64, n: np.uint64) -> tuple[np.float32, np.float32]:
     """Smallest and largest float32, compared as integers, which vectorises; NaNs lie outside all."""
     low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
@@ -223,30 +223,49 @@ def _range(words: NDArray[np.int32], start: np.uint64, n: np.uint64) -> tuple[np
     return _unordered(low), _unordered(high)
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _unordered(ordered: np.int32) -> np.float32:
     return np.int32(ordered ^ ((ordered >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _moments(sample: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _moments(sample: NDArray[np.float32]) -> tuple[list[float], NDArray[np.int64]]:
     """Seven fields from mean to sparse groups, and the histogram."""
+    sums, histogram, largest = _count(sample)
+    mean, size = float(sums.sum()) / sample.size, sample.size
+    m2, m3, m4 = (float(power.sum()) / size for power in _powers(sample, mean))
+    skewness, kurtosis = (m3 / m2**1.5, m4 / m2**2) if m2 else (0.0, 0.0)
+    zeros = sparse = 0.0
+    if histogram[0] or histogram[_BINS // 2]:  # the bins that zeros fall into
+        zero = sample == 0
+        zeros = float(zero.mean())
+        fours = zero[:, : zero.shape[1] // 4 * 4].reshape(len(zero), -1, 4)
+        sparse = float((fours.sum(axis=2) >= 2).sum()) / max(fours.size // 4, 1)
+    return [mean, m2**0.5, skewness, kurtosis, float(largest), zeros, sparse], histogram
+
+
+@njit(cache=True, nogil=True)
+def _count(sample: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64], np.float32]:
+    """Sums by column, the histogram, and the largest magnitude."""
     rows, columns = sample.shape
-    values = sample.reshape(-1)
-    words = values.view(np.uint32)
-    sums, powers = np.zeros(columns), np.zeros((3, columns))  # by column, so that the loops vectorise
-    histogram = np.zeros(_BINS, np.int64)
-    largest = np.uint32(0)
-    for word in words:
-        largest = max(largest, np.uint32(word & _MAGNITUDE))
-    for word in words:
-        histogram[word >> _BIN] += 1
+    values, words = sample.reshape(-1), sample.reshape(-1).view(np.uint32)
+    sums, histogram, largest = np.zeros(columns), np.zeros(_BINS, np.int64), np.uint32(0)
+    for i in range(words.size):
+        largest = max(largest, np.uint32(words[i] & _MAGNITUDE))
+    for i in range(words.size):
+        histogram[words[i] >> _BIN] += 1
     for row in range(rows):
         start = np.uint64(row * columns)
         for j in range(np.uint64(columns)):
             sums[j] += values[start + j]
-    mean = sums.sum() / values.size
-    zeros, sparse = 0, 0
+    return sums, histogram, np.uint32(largest).view(np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _powers(sample: NDArray[np.float32], mean: float) -> NDArray[np.float64]:
+    """Sums by column of the second to fourth powers of deviations from the mean."""
+    rows, columns = sample.shape
+    values = sample.reshape(-1)
+    powers = np.zeros((3, columns))
     for row in range(rows):
         start = np.uint64(row * columns)
         for j in range(np.uint64(columns)):
@@ -254,17 +273,4 @@ def _moments(sample: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[
             powers[0, j] += d * d
             powers[1, j] += d * d * d
             powers[2, j] += d * d * (d * d)
-    if histogram[0] or histogram[_BINS // 2]:  # the bins of zeros
-        zeros = int((values == 0).sum())
-        for row in range(rows):
-            for j in range(0, columns - 3, 4):
-                sparse += (sample[row, j : j + 4] == 0).sum() >= 2  # noqa: PLR2004 - of four
-    m2, m3, m4 = powers[0].sum() / values.size, powers[1].sum() / values.size, powers[2].sum() / values.size
-    skewness, kurtosis = (m3 / m2**1.5, m4 / m2**2) if m2 > 0 else (0.0, 0.0)
-    groups = max(rows * (columns // 4), 1)
-    return (
-        np.array(
-            [mean, np.sqrt(m2), skewness, kurtosis, largest.view(np.float32), zeros / values.size, sparse / groups]
-        ),
-        histogram,
-    )
+    return powers

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _HEADER = struct.Struct("<4sHHI")
 _LENGTH = struct.Struct("<I")
+_HINT = "index the model again"
+_SORTED = ("exact", "half", "rows", "columns")
 VERSION = 1
 
 HASHES = np.dtype([("exact", "<u8"), ("half", "<u8"), ("prefix", "<u8"), ("parameters", "<u8")])
@@ -58,17 +60,13 @@ class Record:
 
 
 def pack(magic: bytes, head: bytes, rows: NDArray[np.void], names: Sequence[str], tail: bytes = b"") -> bytes:
-    """Put a record together; rows and names are sorted by the rows' bytes."""
-    order = sorted(range(len(rows)), key=lambda i: (_sort_key(rows[i]), names[i]))
+    """Put a record together; rows are sorted by their integer columns, then by bytes, last by name."""
+    columns = [rows[field].tolist() for field in _SORTED if field in (rows.dtype.names or ())]
+    keys = list(zip(*columns, (row.tobytes() for row in rows), names, strict=True))
+    order = sorted(range(len(rows)), key=keys.__getitem__)
     text = "\n".join(names[i] for i in order).encode("utf-8", "surrogatepass")
-    body = rows[order].tobytes()
     header = _HEADER.pack(magic, VERSION, 0, len(rows))
-    return b"".join((header, head, body, tail, _LENGTH.pack(len(text)), text))
-
-
-def _sort_key(row: np.void) -> tuple[int, ...]:
-    fields = ("exact", "half") if "half" in row.dtype.names else ("exact", "rows", "columns")
-    return (*(int(row[f]) for f in fields if f in row.dtype.names), int.from_bytes(row.tobytes(), "big"))
+    return b"".join((header, head, rows[order].tobytes(), tail, _LENGTH.pack(len(text)), text))
 
 
 def unpack(magic: bytes, raw: bytes, dtype: np.dtype[np.void], head: int = 0, tail: int = 0) -> Record:
@@ -78,15 +76,20 @@ def unpack(magic: bytes, raw: bytes, dtype: np.dtype[np.void], head: int = 0, ta
         CatalogError: It is of another kind or version, or its length does not fit.
     """
     if len(raw) < _HEADER.size or _HEADER.unpack_from(raw)[:2] != (magic, VERSION):
-        raise CatalogError(f"a {magic.decode()} record cannot be read", hint="index the model again")
+        raise CatalogError(f"a {magic.decode()} record cannot be read", hint=_HINT)
     count = _HEADER.unpack_from(raw)[3]
     start = _HEADER.size + head
     stop = start + count * dtype.itemsize
     names_at = stop + tail + _LENGTH.size
     if names_at > len(raw) or names_at + _LENGTH.unpack_from(raw, stop + tail)[0] != len(raw):
-        raise CatalogError(f"a {magic.decode()} record is cut off", hint="index the model again")
+        raise CatalogError(f"a {magic.decode()} record is cut off", hint=_HINT)
+    try:
+        names = raw[names_at:].decode("utf-8", "surrogatepass").split("\n") if count else []
+    except UnicodeDecodeError as error:
+        raise CatalogError(f"names of a {magic.decode()} record cannot be read", hint=_HINT) from error
+    if len(names) != count:
+        raise CatalogError(f"a {magic.decode()} record names {len(names)} of {count} rows", hint=_HINT)
     rows = np.frombuffer(raw[start:stop], dtype)
-    names = raw[names_at:].decode("utf-8", "surrogatepass").split("\n") if count else []
     return Record(raw[_HEADER.size : start], rows, tuple(names), raw[stop : stop + tail])
 
 

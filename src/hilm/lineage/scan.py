@@ -131,7 +131,7 @@ def nearest(words: Words, query: Words, count: int) -> NDArray[np.bool_]:
     return distances <= cut
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _popcount(_context: Any, _word: Any) -> Any:  # noqa: ANN401 - the shape numba asks for
     def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:  # noqa: ANN401
         return builder.ctpop(arguments[0])
@@ -139,7 +139,7 @@ def _popcount(_context: Any, _word: Any) -> Any:  # noqa: ANN401 - the shape num
     return types.uint64(types.uint64), generate
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _distances(
     words: Words, query: Words, distances: NDArray[np.uint16], histogram: NDArray[np.int64]
 ) -> None:
@@ -153,7 +153,7 @@ def _distances(
         histogram[distances[i]] += 1
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _cosines(
     vectors: NDArray[np.int8],
     rows: NDArray[np.int64],

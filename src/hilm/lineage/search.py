@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -12,8 +12,11 @@ import numpy as np
 
 from hilm.errors import UsageError
 from hilm.lineage import records
-from hilm.lineage.gram import KINDS
+from hilm.lineage.gram import ANCHORS, KINDS
 from hilm.lineage.profile import Profile, find_codebook, find_lattice
+from hilm.lineage.scan import EXHAUSTIVE_ROWS
+from hilm.lineage.tables import evenly
+from hilm.lineage.tokens import MIN_IDS
 from hilm.lineage.verdict import Evidence, Side, Verdict, verdict
 
 if TYPE_CHECKING:
@@ -36,6 +39,9 @@ SHORT_LIST = 1000
 
 JUDGED = 32
 """Best of them that are judged by their full evidence."""
+
+MIN_COMMON = 32
+"""Anchors that two models must both have for their Grams to be compared."""
 
 _HAS_SKETCH, _HAS_GRAM = 2, 4
 _PROFILED = 8  # matrices that decide about lattice and codebook
@@ -84,9 +90,18 @@ class Print:
 
     def side(self, identical: float, rounded: float) -> Side:
         """This model as one side of a comparison."""
+        return replace(self._side, identical=identical, rounded=rounded)
+
+    @cached_property
+    def vocabulary(self) -> int | None:
+        """Rows of the embedding, or None."""
+        tables = self._codes.rows[self._codes.rows["flags"] & records.IS_EMBEDDING != 0]
+        return int(max(tables["rows"].max(), tables["columns"].max())) if len(tables) else None
+
+    @cached_property
+    def _side(self) -> Side:
         rows = self._codes.rows
         plain = rows[rows["flags"] & records.IS_EMBEDDING == 0]
-        tables = rows[rows["flags"] & records.IS_EMBEDDING != 0]
         shapes = Counter(zip(plain["rows"].tolist(), plain["columns"].tolist(), strict=True))
         sides = Counter(side for row in rows for side in {int(row["rows"]), int(row["columns"])})
         profiles = self._profiles()
@@ -95,10 +110,8 @@ class Print:
         return Side(
             name=self.name,
             parameters=int(self.hashes["parameters"].sum()),
-            identical=identical,
-            rounded=rounded,
             width=max(sides, key=lambda s: (sides[s], s)) if sides else None,
-            vocabulary=int(max(tables["rows"].max(), tables["columns"].max())) if len(tables) else None,
+            vocabulary=self.vocabulary,
             shapes=shapes,
             bits=lattice.bits if lattice else codebook and codebook.bit_length() - 1,
             group=lattice.group if lattice else None,
@@ -110,7 +123,7 @@ class Print:
     def _profiles(self) -> list[Profile]:
         """Profiles of a few matrices, spread evenly over the record's order."""
         rows = records.unpack(b"HLF4", self.row["profile"], records.PROFILES, 0, 8 * records.BINS).rows
-        chosen = np.unique(np.linspace(0, len(rows) - 1, _PROFILED).astype(int)) if len(rows) else []
+        chosen = evenly(0, len(rows) - 1, min(_PROFILED, len(rows)))
         return [Profile(rows["figures"][i], np.empty(0, np.int64)) for i in chosen]
 
 
@@ -155,7 +168,7 @@ def find_similar(
     """
     if method not in METHODS or top_k < 1:
         raise UsageError(f"search method {method!r}, {top_k} results", hint=f"methods: {', '.join(METHODS)}")
-    near = _shortlist(index, query, method, max(top_k, JUDGED))
+    near = _shortlist(index, query, method, max(top_k + 1, JUDGED))  # one of them may be left out
     keys = [index.keys[row].tobytes() for row in near]
     rows = {row["fingerprint_key"]: row for row in catalog.rows("fingerprints", {"fingerprint_key": keys})}
     models = catalog.models({"content_key": {row["content_key"] for row in rows.values()}})
@@ -164,7 +177,7 @@ def find_similar(
         for model in models:
             if model["content_key"] == row["content_key"] and model["ref_key"] != without:
                 other = Print(model["name"], row)
-                evidence = weigh(query, other, method)
+                evidence = replace(weigh(query, other, method), exhaustive=len(index.keys) <= EXHAUSTIVE_ROWS)
                 matches.append(Match(model, other, evidence, verdict(evidence, n=len(index.keys))))
     return rank(matches)[:top_k]
 
@@ -180,6 +193,7 @@ def rank(matches: Sequence[Match]) -> list[Match]:
             -m.verdict.z,
             -m.verdict.score,
             m.model["name"],
+            m.model["ref_key"],
         ),
     )
 
@@ -189,8 +203,8 @@ def _shortlist(index: ScanIndex, query: Print, method: Method, count: int) -> li
     position, anchored = query.codes
     use_sketch = method != "features" and bool(query.row["flags"] & _HAS_SKETCH)
     use_gram = method != "hierarchical" and query.kind is not None
-    if not (use_sketch or use_gram):
-        return []
+    if not (use_sketch or use_gram):  # only digests can tell; a larger catalog has no index of them
+        return list(range(min(len(index.keys), SHORT_LIST)))
     rows = index.candidates(position if use_sketch else None, anchored if use_gram else None, SHORT_LIST)
     forms = (np.asarray(query.row[name], np.int8) for name in ("position_vec", "anchored_vec"))
     cosines = index.cosines(rows, *forms)
@@ -205,8 +219,8 @@ def weigh(a: Print, b: Print, method: Method = "hybrid") -> Evidence:
     sketch = gram = None
     if method != "features" and both & _HAS_SKETCH:
         sketch = _cosine(a.sums[0], b.sums[0])
-    if method != "hierarchical" and a.kind is not None and a.kind == b.kind and a.sums[2] == b.sums[2]:
-        gram = _cosine(a.sums[1], b.sums[1])
+    if method != "hierarchical" and _have_same_anchors(a, b):
+        gram = _gram_cosine(a, b)
     casted = _rounded_side(a, b, exact, half)
     return Evidence(
         a=a.side(exact[0], half[0]),
@@ -216,6 +230,31 @@ def weigh(a: Print, b: Print, method: Method = "hybrid") -> Evidence:
         cast="BF16" if casted else None,
         casted=casted,
     )
+
+
+def _have_same_anchors(a: Print, b: Print) -> bool:
+    """Whether F2 of both looks at the same tokens, as far as that can be known.
+
+    Fixed ids mean the same tokens in vocabularies of one size, or with the same leading rows and large enough
+    for the ids not to move.
+    """
+    if a.kind is None or a.kind != b.kind:
+        return False
+    if a.kind != "ids-64/1" or a.vocabulary == b.vocabulary:
+        return True
+    prefixes = np.intersect1d(a.hashes["prefix"], b.hashes["prefix"])
+    return min(a.vocabulary or 0, b.vocabulary or 0) >= MIN_IDS and bool(prefixes.any())
+
+
+def _gram_cosine(a: Print, b: Print) -> float | None:
+    """Cosine of F2 over the anchors that both have; None if these are too few."""
+    missing = np.array([a.sums[2] | b.sums[2]], "<u8").view(np.uint8)
+    common = np.unpackbits(missing, bitorder="little") == 0
+    if common.sum() < MIN_COMMON:
+        return None
+    first, second = np.triu_indices(ANCHORS, 1)
+    pairs = common[first] & common[second]
+    return _cosine(a.sums[1][pairs], b.sums[1][pairs])
 
 
 def _shares(a: Print, b: Print, field: str) -> tuple[float, float]:
@@ -231,7 +270,9 @@ def _rounded_side(a: Print, b: Print, exact: tuple[float, float], half: tuple[fl
     """Which one is a bfloat16 copy of the other, if one is: equal after rounding, and itself rounded."""
     if min(half) < 1.0 or min(exact) == 1.0:
         return None
-    return "b" if _is_rounded(b) else "a"
+    sides: dict[_Side, Print] = {"a": a, "b": b}
+    rounded = [side for side, model in sides.items() if _is_rounded(model)]
+    return rounded[0] if len(rounded) == 1 else None
 
 
 def _is_rounded(model: Print) -> bool:

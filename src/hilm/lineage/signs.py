@@ -27,7 +27,7 @@ def seed(text: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(text.encode("ascii"), digest_size=8).digest(), "little"))
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def word(seed: np.uint64, index: int) -> np.uint64:
     """Output ``index`` of SplitMix64; callable from other kernels."""
     z = seed + (np.uint64(index) + _ONE) * _STEP
@@ -36,7 +36,7 @@ def word(seed: np.uint64, index: int) -> np.uint64:
     return np.uint64(z ^ (z >> _31))
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def words(seed: np.uint64, start: int, count: int) -> NDArray[np.uint64]:
     """Return words ``start`` … ``start + count - 1`` of a stream as uint64."""
     out = np.empty(count, np.uint64)

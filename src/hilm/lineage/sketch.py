@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,13 +99,13 @@ class SketchAccumulator:
         return Sketch(vector / norm, norm, math.sqrt(total))
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _bound(run: np.uint64, size: np.uint64) -> np.uint64:
     """First element of a run: ceil(run size / 1024)."""
     return np.uint64((run * size + np.uint64(RUNS - 1)) // np.uint64(RUNS))
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _sum_runs(
     runs: NDArray[np.float64],
     lanes: NDArray[np.float64],
@@ -126,7 +127,7 @@ def _sum_runs(
         position = end
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _sum_mean_runs(key: np.uint64, size: int, means: NDArray[np.float64], slack: int) -> NDArray[np.float64]:
     """Run sums of the matrix whose every row is ``means``, given with its first ``slack`` values repeated."""
     runs = np.empty(RUNS)
@@ -145,8 +146,8 @@ def _sum_mean_runs(key: np.uint64, size: int, means: NDArray[np.float64], slack:
     return runs
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
-def _add_signed(  # noqa: PLR0917 - compiled in place, where keywords cost nothing but are not known
+@njit(inline="always")
+def _add_signed(
     lanes: NDArray[np.float64],
     key: np.uint64,
     values: NDArray[np.floating],
@@ -183,13 +184,13 @@ def _add_signed(  # noqa: PLR0917 - compiled in place, where keywords cost nothi
             done += part
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _add(total: float, signs: np.uint64, k: np.uint64, value: np.floating) -> float:
     x = np.float64(value)
     return total + (-x if signs & (_1 << k) else x)
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _close(lanes: NDArray[np.float64]) -> float:
     """Sum of the lanes, which are left empty."""
     for k in range(_16):
@@ -202,7 +203,7 @@ def _close(lanes: NDArray[np.float64]) -> float:
     return total
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _sum_columns(sums: NDArray[np.float64], squares: NDArray[np.float64], rows: NDArray[np.float32]) -> None:
     """Add rows to column sums, each column in order, and their squares."""
     columns = rows.shape[1]
@@ -260,13 +261,25 @@ def code(form: NDArray[np.int8], bits: int = 256) -> NDArray[np.uint64]:
     The entries are given published signs, added in groups of 1024 / ``bits`` and transformed by the Hadamard
     matrix in natural order; bit j (word j // 64, position j % 64) tells whether component j is positive.
     """
-    y = (signs(seed("hilm.lineage/bits/1"), RUNS) * form.astype(np.int64)).reshape(bits, -1).sum(axis=1)
-    half = 1
-    while half < bits:
-        pairs = y.reshape(-1, 2, half)
-        y = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1).ravel()
-        half *= 2
+    y = np.ascontiguousarray((_bit_signs() * form).reshape(bits, -1).sum(axis=1, dtype=np.int32))
+    _transform(y)
     return np.packbits(y > 0, bitorder="little").view("<u8").astype(np.uint64)
+
+
+@cache
+def _bit_signs() -> NDArray[np.int8]:
+    return signs(seed("hilm.lineage/bits/1"), RUNS)
+
+
+@njit(cache=True, nogil=True)
+def _transform(y: NDArray[np.int32]) -> None:
+    """Multiply by the Hadamard matrix, in place."""
+    half = 1
+    while half < y.size:
+        for start in range(0, y.size, 2 * half):
+            for i in range(start, start + half):
+                y[i], y[i + half] = y[i] + y[i + half], y[i] - y[i + half]
+        half *= 2
 
 
 def code_cosine(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:

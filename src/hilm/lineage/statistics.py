@@ -65,7 +65,7 @@ def _beta_fraction(a: float, b: float, x: float) -> float:
             d = 1.0 / (1.0 + term * d)
             c = 1.0 + term / c
             value *= c * d
-        if abs(c * d - 1.0) < 1e-15:  # noqa: PLR2004 - a few units in the last place of a double
+        if abs(c * d - 1.0) < 1e-15:  # a few units in the last place of a double
             break
     return value
 

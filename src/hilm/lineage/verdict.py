@@ -34,15 +34,14 @@ Relation = Literal[
 Turn = Literal["permutation", "rotation"]
 
 DIGEST_P = 2.0**-64  # chance that a tensor of other values has the same digest
-FINE_TUNE_SKETCH, FINE_TUNE_GRAM = (
-    0.93,
-    0.58,
-)  # smallest cosines of fine-tunes in the prototype's zoo, rounded up
-PRUNED_SHARE, PRUNED_EXCESS = 0.20, 0.10
-STRUCTURED_SHARE = 0.99
-FULL_COVERAGE = 0.9
-FROZEN_SHARE = 0.05
-MAX_ADAPTER_RANK = 256
+FINE_TUNE_SKETCH = 0.93  # sketch cosine of a fine-tune, at least; less may be a sibling
+FINE_TUNE_GRAM = 0.58  # the same of the anchored Gram; both were fitted on models of known descent
+PRUNED_SHARE = 0.20  # share of zeros from which a model counts as pruned
+PRUNED_EXCESS = 0.10  # how much larger that share must be than the other model's
+STRUCTURED_SHARE = 0.99  # share of groups with two zeros of four from which the pattern is 2:4
+FULL_COVERAGE = 0.9  # share of decoded parameters below which finding nothing is not conclusive
+FROZEN_SHARE = 0.05  # share of equal parameters from which a fine-tune counts as partly frozen
+MAX_ADAPTER_RANK = 256  # largest rank of an update that may be a merged adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,25 +184,12 @@ def _covers_enough(e: Evidence) -> bool:
 def _scores(e: Evidence, null: Null) -> list[Score]:
     scores = []
     if e.sketch is not None:
-        z = z1(e.sketch)
-        scores.append(Score("sketch", e.sketch, z, normal_tail(z)))
+        scores.append(Score("sketch", e.sketch, z1(e.sketch), normal_tail(z1(e.sketch))))
     if e.gram is not None:
         scores.append(Score("gram", e.gram, null.z(e.gram), null.tail(e.gram)))
     if e.units is not None and e.units_z is not None:
         scores.append(Score("units", e.units, e.units_z, units_tail(e.units_z, e.controls)))
     return scores
-
-
-def _is_identical(e: Evidence, _: frozenset[str]) -> bool:
-    return e.a.identical == e.b.identical == 1 and e.a.parameters == e.b.parameters  # else parts are repeated
-
-
-def _is_cast(e: Evidence, _: frozenset[str]) -> bool:
-    return e.cast is not None or (e.a.rounded == 1 and e.b.rounded == 1)
-
-
-def _is_quantized(e: Evidence, proved: frozenset[str]) -> bool:
-    return bool(proved) and (e.a.bits is None) != (e.b.bits is None)
 
 
 def _is_pruned(e: Evidence, proved: frozenset[str]) -> bool:
@@ -217,10 +203,6 @@ def _is_permuted(e: Evidence, proved: frozenset[str]) -> bool:
     return bool(proved & {"units", "gram"}) and same_width and direct < UNALIGNED
 
 
-def _is_resized(e: Evidence, proved: frozenset[str]) -> bool:
-    return bool(proved) and bool(_changes(e.a, e.b))
-
-
 def _is_fine_tune(e: Evidence, proved: frozenset[str]) -> bool:
     close = (e.sketch or 0.0) >= FINE_TUNE_SKETCH or (e.gram or 0.0) >= FINE_TUNE_GRAM
     return "sketch" in proved and close and not _changes(e.a, e.b)
@@ -228,13 +210,14 @@ def _is_fine_tune(e: Evidence, proved: frozenset[str]) -> bool:
 
 _FACTS = frozenset(("identical", "subset", "dtype-cast"))
 _RULES: tuple[tuple[Relation, Callable[[Evidence, frozenset[str]], bool]], ...] = (
-    ("identical", _is_identical),
+    # With all values found but unequal counts, one of them repeats parts: that is a subset.
+    ("identical", lambda e, _: e.a.identical == e.b.identical == 1 and e.a.parameters == e.b.parameters),
     ("subset", lambda e, _: max(e.a.identical, e.b.identical) == 1),
-    ("dtype-cast", _is_cast),
-    ("quantized", _is_quantized),
+    ("dtype-cast", lambda e, _: e.cast is not None or e.a.rounded == e.b.rounded == 1),
+    ("quantized", lambda e, proved: bool(proved) and (e.a.bits is None) != (e.b.bits is None)),
     ("pruned", _is_pruned),
     ("permuted", _is_permuted),
-    ("resized", _is_resized),
+    ("resized", lambda e, proved: bool(proved and _changes(e.a, e.b))),
     ("fine-tune", _is_fine_tune),
     ("shares-ancestor", lambda _, proved: bool(proved & {"sketch", "units"})),
 )
@@ -242,20 +225,15 @@ _RULES: tuple[tuple[Relation, Callable[[Evidence, frozenset[str]], bool]], ...] 
 
 def _changes(a: Side, b: Side) -> list[str]:
     """What differs in shape: width, hidden sizes, depth (equal shapes, unequal counts), vocabulary."""
-    changes = []
-    if a.width != b.width:
-        changes.append("width")
-    elif set(a.shapes) != set(b.shapes):
-        changes.append("hidden")
-    elif a.shapes != b.shapes:
-        changes.append("depth")
-    if a.vocabulary != b.vocabulary:
-        changes.append("vocabulary")
-    return changes
+    shape = "width" if a.width != b.width else "hidden" if set(a.shapes) != set(b.shapes) else "depth"
+    changes = [] if (a.width, a.shapes) == (b.width, b.shapes) else [shape]
+    return changes + (["vocabulary"] if a.vocabulary != b.vocabulary else [])
 
 
 def _details(e: Evidence, scores: list[Score], holding: list[Relation]) -> dict[str, Any]:
-    optional: dict[str, Any] = {
+    details: dict[str, Any] = {
+        "statistics": {s.layer: {"cosine": s.cosine, "z": s.z, "p": s.p} for s in scores},
+        "identical_share": {"a": e.a.identical, "b": e.b.identical},
         "also": [r for r in holding[1:] if r != "shares-ancestor"],  # which means none of the others
         "changes": _changes(e.a, e.b),
         "cast": (e.cast or "BF16") if "dtype-cast" in holding else None,
@@ -267,10 +245,7 @@ def _details(e: Evidence, scores: list[Score], holding: list[Relation]) -> dict[
         "adapter_rank": _adapter_rank(e) if "fine-tune" in holding else None,
         "partly_frozen": ("fine-tune" in holding and FROZEN_SHARE <= e.a.identical < 1) or None,
     }
-    return {
-        "statistics": {s.layer: {"cosine": s.cosine, "z": s.z, "p": s.p} for s in scores},
-        "identical_share": {"a": e.a.identical, "b": e.b.identical},
-    } | {key: value for key, value in optional.items() if value not in (None, [])}
+    return {key: value for key, value in details.items() if value not in (None, [])}
 
 
 def _quantization(e: Evidence) -> dict[str, Any]:

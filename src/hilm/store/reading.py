@@ -99,8 +99,8 @@ def stream(
         statistics.update(chunk.layer_type, values)
         progress(state.processed_parameters, state.total_parameters, chunk.layer_name)
     figures = streamer.get_streaming_statistics()
-    state = streamer.progress
-    figures["peak_memory_mb"] = state.peak_memory_mb if state else 0.0
-    figures["chunks"] = state.chunks_processed if state else 0
+    last = streamer.progress
+    figures["peak_memory_mb"] = last.peak_memory_mb if last else 0.0
+    figures["chunks"] = last.chunks_processed if last else 0
     figures["layers"] = statistics.summary()
     return figures

@@ -45,13 +45,11 @@ def search_store(
         store.catalog, index, query, method=cast("Method", method), top_k=max(top_k, PROOFS), without=ref_key
     )
     if proof and method != "hierarchical":
-        matches = _prove(query, path, matches, len(index.keys), progress)
+        matches = _prove(path, matches, len(index.keys), progress)
     return query.name, matches[:top_k]
 
 
-def _query_print(
-    store: Store, model: str | PathLike[str], progress: Progress
-) -> tuple[Print, str, bytes]:
+def _query_print(store: Store, model: str | PathLike[str], progress: Progress) -> tuple[Print, str, bytes]:
     """Fingerprint of a path, or the stored one where the store knows the model as it is now."""
     if not os.path.exists(model):  # noqa: PTH110 - may be text that is no path
         row = store.row(os.fspath(model))
@@ -74,8 +72,8 @@ def _query_print(
         return Print(checkpoint.name, row), os.fspath(model), ref_key
 
 
-def _prove(query: Print, path: str, matches: list[Match], n: int, progress: Progress) -> list[Match]:
-    """Match hidden units of models of equal shapes that were not established: it sees through permutations."""
+def _prove(path: str, matches: list[Match], n: int, progress: Progress) -> list[Match]:
+    """Match hidden units of models of equal shapes not established: that sees through permutations."""
     proved, left = [], PROOFS
     for number, match in enumerate(matches):
         sides = match.evidence.a, match.evidence.b

@@ -55,7 +55,8 @@ def _write_sheets(row: dict[str, Any], out: Path) -> list[Path]:
         checkpoint = open_checkpoint(row["uri"])
     except InputError as error:
         raise UsageError(
-            f"the weights of {row['name']} are not at {row['uri']} any more", hint="hilm decode its reel first"
+            f"the weights of {row['name']} are not at {row['uri']} any more",
+            hint="hilm decode its reel first",
         ) from error
     written = []
     with checkpoint:

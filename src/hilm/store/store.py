@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ DEFAULT_SAMPLE = 30_000
 """Values of a sample when no number is given."""
 
 DEFAULT_CHUNK = 1024
+MAX_FRAME = 1 << 22
 _MODES = ("archive", "sample")
 
 
@@ -51,23 +51,39 @@ class Store:
     def _is_ours(self) -> bool:
         if not self.path.is_dir():
             return False
-        return (self.path / "catalog").is_dir() or not any(self.path.iterdir())
+        return self.exists or all(entry.name.startswith(".catalog-") for entry in self.path.iterdir())
 
     @property
     def exists(self) -> bool:
         """Whether anything was ever put into it."""
-        return (self.path / "catalog").is_dir()
+        return (self.path / "catalog" / "catalog.json").is_file()
 
     @cached_property
     def catalog(self) -> Catalog:
-        """The catalog, made if it is not there."""
+        """The catalog.
+
+        Raises:
+            NotAStore: There is none.
+            CatalogSchemaError: It was written by a newer program.
+        """
         from hilm.lineage.catalog import Catalog  # noqa: PLC0415 - its library takes a second to import
 
+        return Catalog.open(self.path / "catalog", create=False)
+
+    def make(self) -> None:
+        """Make what is missing of the store.
+
+        Raises:
+            StorageError: The operating system refuses.
+        """
+        from hilm.lineage.catalog import Catalog  # noqa: PLC0415 - as above
+
         try:
-            self.reels.mkdir(parents=True, exist_ok=True)
+            if not self.exists:
+                Catalog.open(self.path / "catalog", create=True)
+            self.reels.mkdir(exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot make the store {self.path}: {error.strerror}") from error
-        return Catalog.open(self.path / "catalog", create=True)
 
     def encode(
         self,
@@ -113,6 +129,10 @@ class Store:
             raise UsageError(f"there is no mode {mode!r}", hint=f"modes: {', '.join(_MODES)}")
         options: dict[str, Any] = {"preview": preview}
         if mode == "sample":
+            if max((chunk_size or DEFAULT_CHUNK) if stream else (max_params or 0), 1) > MAX_FRAME:
+                raise UsageError(
+                    f"a frame holds at most {MAX_FRAME:,} values", hint="--stream makes many frames"
+                )
             options |= {
                 "limit": max_params or DEFAULT_SAMPLE,
                 "chunk_size": (chunk_size or DEFAULT_CHUNK) if stream else None,
@@ -120,10 +140,12 @@ class Store:
                 "exclude_layers": tuple(exclude_layers) if exclude_layers else None,
             }
         elif max_params or stream or chunk_size or layers or exclude_layers:
-            raise UsageError("an archive keeps everything: it takes no sampling options", hint="--mode sample")
+            raise UsageError(
+                "an archive keeps everything: it takes no sampling options", hint="--mode sample"
+            )
         intake = self._intake(mode, options, force=force, progress=progress)
         intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
-        return {"models": [*intake.skipped.values(), *intake.done.values()], "failed": intake.failed}
+        return {"models": [*intake.plan.skipped.values(), *intake.done.values()], "failed": intake.failed}
 
     def index(
         self,
@@ -144,12 +166,13 @@ class Store:
         """
         intake = self._intake("index", {}, force=force, progress=progress)
         intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
-        return {"indexed": list(intake.done), "skipped": list(intake.skipped), "failed": intake.failed}
+        return {"indexed": list(intake.done), "skipped": list(intake.plan.skipped), "failed": intake.failed}
 
     def _intake(self, mode: str, options: dict[str, Any], *, force: bool, progress: Progress) -> Intake:
         from hilm.store.intake import Intake  # noqa: PLC0415 - reading a store needs no encoder
+        from hilm.store.planning import Plan  # noqa: PLC0415 - the same
 
-        return Intake(self.catalog, self.reels, mode, options, force, progress)
+        return Intake(Plan(self, mode, options, force), progress)
 
     def search(
         self,
@@ -202,6 +225,21 @@ class Store:
         if not rows:
             raise UnknownModel(f"there is no path and no model in the store called {name!r}")
         return rows[-1]
+
+    def reel(self, name: str, mode: str | None = None) -> Path:
+        """File of a model's latest reel, of one mode or any.
+
+        Raises:
+            UnknownModel: No model of that name.
+            UsageError: It has no such reel.
+        """
+        row = self.row(name)
+        modes = {} if mode is None else {"mode": mode}
+        entries = self.catalog.rows("reels", {"name": name, **modes})
+        if not entries:
+            what = f"no reel of mode {mode}" if mode else "no reel"
+            raise UsageError(f"{name} has {what} in the store", hint=f"hilm encode {row['uri']} makes one")
+        return self.reels / str(entries[-1]["uri"])
 
     def list(self) -> dict[str, Any]:
         """Every model in the store: model, parameters, mode, bytes, bits_per_weight, uri."""
@@ -265,12 +303,13 @@ class Store:
         Raises:
             UnknownModel: No model of that name.
         """
+        from hilm.store.shelf import discard  # noqa: PLC0415 - only deleting needs it
+
         self.row(model)
-        orphans = self.catalog.delete([model])
-        for uri in orphans:
-            with suppress(FileNotFoundError):
-                (self.reels / uri).unlink()
-        return {"removed": model, "deleted_reels": orphans}
+        return {
+            "removed": model,
+            "deleted_reels": discard(self.catalog, self.reels, self.catalog.delete([model])),
+        }
 
 
 def _describe_match(match: Match) -> dict[str, Any]:
@@ -289,14 +328,20 @@ def _describe_match(match: Match) -> dict[str, Any]:
 
 
 def encode(
-    models: Sequence[str | PathLike[str]], *, store: Store | None = None, **options: Any  # noqa: ANN401 - of Store.encode
+    models: Sequence[str | PathLike[str]],
+    *,
+    store: Store | None = None,
+    **options: Any,  # noqa: ANN401 - of Store.encode
 ) -> dict[str, Any]:
     """``Store.encode`` on the default store or the one given."""
     return (store or Store()).encode(models, **options)
 
 
 def index(
-    models: Sequence[str | PathLike[str]], *, store: Store | None = None, **options: Any  # noqa: ANN401 - of Store.index
+    models: Sequence[str | PathLike[str]],
+    *,
+    store: Store | None = None,
+    **options: Any,  # noqa: ANN401 - of Store.index
 ) -> dict[str, Any]:
     """``Store.index`` on the default store or the one given."""
     return (store or Store()).index(models, **options)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from hilm.errors import EmptySelection
 from hilm.lineage.fingerprint import FingerprintPass
 from hilm.weights import (
     Checkpoint,
@@ -25,11 +27,17 @@ from hilm.weights import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from hilm.reel.encoder import EncodeReport
     from hilm.reel.sampling import ModelSample
-    from hilm.weights import Block
+    from hilm.weights import Block, ChunkMetadata
+
+    Tick = Callable[[int, int], None]
+    Sink = Callable[[Block], None]
+    Values = tuple[NDArray[np.float32], tuple[ChunkMetadata, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class Job:
         path: Where it is.
         name: What to call it.
         mode: ``index``, ``archive`` or ``sample``.
-        reel: For an archive, the file to write.
+        reels: The folder an archive is written to.
         preview: Whether a reel gets a front video.
         limit: For a sample, how many values.
         chunk_size: For a sample, values per frame; one frame per model when None.
@@ -52,7 +60,7 @@ class Job:
     path: str
     name: str
     mode: str
-    reel: str | None = None
+    reels: str
     preview: bool = True
     limit: int | None = None
     chunk_size: int | None = None
@@ -90,89 +98,143 @@ class Result:
     sample: ModelSample | None
     seconds: float
 
+    def renamed(self, name: str) -> Result:
+        """The same under another name."""
+        sample = replace(self.sample, model_id=name) if self.sample is not None else None
+        return replace(
+            self, job=replace(self.job, name=name), model=self.model | {"name": name}, sample=sample
+        )
 
-def ignore(_: int) -> None:
+
+def ignore(done: int, total: int) -> None:
     """Report no progress."""
 
 
-def run_job(job: Job, tick: Callable[[int], None] = ignore) -> Result:
+def run_job(job: Job, tick: Tick = ignore) -> Result:
     """Read one model and do what the job says.
+
+    The caller keeps BLAS to one thread, so that results do not depend on their number.
 
     Args:
         job: What to do.
-        tick: Called with the number of values of every block read.
+        tick: Called with the values done and the values in all, after every block.
 
     Raises:
         HilmError: Whatever is wrong with the model, or with writing the reel.
     """
     started = time.perf_counter()
     archive = sample = None
-    with open_checkpoint(job.path) as checkpoint, ExitStack() as stack:
-        stack.enter_context(threadpool_limits(1, "blas"))
+    with open_checkpoint(job.path) as checkpoint:
         work = FingerprintPass(checkpoint)
+        sinks = [work.update, _counter(checkpoint, tick)]
         if job.mode == "archive":
-            archive, digests = _archive(checkpoint, job, work, tick)
+            archive = _archive(checkpoint, job, sinks)
+            digests = archive.file_digests
         else:
-            digests = _read(checkpoint, job.threads, work, tick)
-        found = work.finish()
-        key = content_key(digests)
-        if job.mode == "sample":
-            sample = _sample(checkpoint, job, key)
+            picker = _Picker(checkpoint, job) if job.mode == "sample" else None
+            digests = _read(checkpoint, job.threads, [*sinks, *([picker.update] if picker else [])])
+            sample = picker.finish(content_key(digests)) if picker else None
         row = describe(checkpoint, job.name, digests)
-    return Result(job, row, found.to_row(key), archive, sample, time.perf_counter() - started)
+        fingerprint = work.finish().to_row(row["content_key"])
+    return Result(job, row, fingerprint, archive, sample, time.perf_counter() - started)
 
 
-def _read(
-    checkpoint: Checkpoint, threads: int, work: FingerprintPass, tick: Callable[[int], None]
-) -> tuple[bytes, ...]:
-    """Fingerprint every block; file hashes run beside it where there is a thread to spare."""
-    content = ContentDigest(checkpoint)
-    with ThreadPoolExecutor(1) as pool:
-        for block in checkpoint.blocks(include_integer=True):
-            hashed = pool.submit(content.update, block) if threads > 1 else content.update(block)
-            work.update(block)
-            if hashed is not None:
-                hashed.result()
-            tick(block.stop - block.start)
-        return content.finish()
-
-
-def _archive(
-    checkpoint: Checkpoint, job: Job, work: FingerprintPass, tick: Callable[[int], None]
-) -> tuple[EncodeReport, tuple[bytes, ...]]:
-    from hilm.reel.encoder import encode_archive  # noqa: PLC0415 - indexing needs no video library
+def _counter(checkpoint: Checkpoint, tick: Tick) -> Sink:
+    total, done = sum(t.numel for t in checkpoint.tensors.values() if t.alias_of is None), 0
 
     def count(block: Block) -> None:
-        tick(block.stop - block.start)
+        nonlocal done
+        done += block.stop - block.start
+        tick(done, total)
 
-    report = encode_archive(
-        checkpoint, Path(job.reel or ""), preview=job.preview, sinks=(work.update, count), threads=job.threads
-    )
-    return report, report.file_digests
+    return count
 
 
-def _sample(checkpoint: Checkpoint, job: Job, key: bytes) -> ModelSample:
-    from hilm.reel.sampling import ModelSample  # noqa: PLC0415 - indexing needs no video library
+def _read(checkpoint: Checkpoint, threads: int, sinks: Sequence[Sink]) -> tuple[bytes, ...]:
+    """Give every block to every sink; files are hashed beside that where there is a thread to spare."""
+    content = ContentDigest(checkpoint)
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(1)) if threads > 1 else None
+        for block in checkpoint.blocks(include_integer=True):
+            hashed = pool.submit(content.update, block) if pool else None
+            for sink in sinks if pool else (*sinks, content.update):
+                sink(block)
+            if hashed is not None:
+                hashed.result()
+        digests = content.finish()
+    checkpoint.check_unchanged()
+    return digests
 
-    chunks = []
-    if job.chunk_size is None:
-        values = Selection.of(checkpoint, **job.rule).values(checkpoint)
-    else:
+
+def _archive(checkpoint: Checkpoint, job: Job, sinks: Sequence[Sink]) -> EncodeReport:
+    from hilm.reel.encoder import encode_archive  # noqa: PLC0415 - indexing needs no video library
+
+    state = hashlib.sha256(entry_key(job) + checkpoint.state).hexdigest()
+    out = Path(job.reels) / f"{_file_stem(job.name)}-{state[:8]}.reel.mp4"
+    return encode_archive(checkpoint, out, preview=job.preview, sinks=sinks, threads=job.threads)
+
+
+class _Picker:
+    """Takes a sample out of the blocks of a pass over everything.
+
+    Raises:
+        EmptySelection: There is no weight to take.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, job: Job) -> None:
+        self._checkpoint, self._job = checkpoint, job
+        selection = Selection.of(checkpoint, **job.rule)
+        if not selection.total:
+            raise EmptySelection(f"all selected tensors of {checkpoint.name} are empty")
+        self._places = {t.name: selection.positions(i) for i, t in enumerate(selection.tensors)}
+        self._parts: list[NDArray[np.float32]] = []
+
+    def update(self, block: Block) -> None:
+        """Take what was selected of a block."""
+        if self._job.chunk_size is not None or block.info.name not in self._places:
+            return
+        places = self._places[block.info.name]
+        if places is None:
+            self._parts.append(block.values.copy())
+        else:
+            first, last = np.searchsorted(places, (block.start, block.stop))
+            self._parts.append(block.values[places[first:last] - block.start])
+
+    def finish(self, key: bytes) -> ModelSample:
+        """Put the sample together, under the key of the model's content."""
+        from hilm.reel.sampling import ModelSample  # noqa: PLC0415 - indexing needs no video library
+
+        values, chunks = (np.concatenate(self._parts), ()) if self._parts else self._stream()
+        job, architecture = self._job, _architecture(self._checkpoint.config or {})
+        metadata = {"architectures": [architecture]} if architecture else {}
+        parameters = self._checkpoint.total_parameters
+        return ModelSample(job.name, parameters, values, key, job.rule, metadata, chunks)
+
+    def _stream(self) -> Values:
+        """One frame per chunk: chunks are cut by the streamer, which reads only what it needs."""
+        rule = self._job.rule
         config = StreamingConfig(
-            job.chunk_size,
+            self._job.chunk_size or 0,
             adaptive_chunk_sizing=False,
-            target_layers=job.rule["layers"],
-            exclude_layers=job.rule["exclude_layers"],
+            target_layers=rule["layers"],
+            exclude_layers=rule["exclude_layers"],
         )
-        streamer = MemoryEfficientParameterStreamer(config)
-        streamed = [(part, chunk) for part, chunk, _ in streamer.stream(checkpoint, max_total_params=job.limit)]
-        chunks = [chunk for _, chunk in streamed]
-        values = np.concatenate([part for part, _ in streamed])
-    config_json = checkpoint.config or {}
-    metadata = {k: config_json[k] for k in ("model_type", "architectures") if k in config_json}
-    return ModelSample(
-        job.name, checkpoint.total_parameters, values, key, job.rule, metadata, tuple(chunks)
-    )
+        stream = MemoryEfficientParameterStreamer(config).stream(
+            self._checkpoint, max_total_params=self._job.limit
+        )
+        parts, chunks = zip(*((part.copy(), chunk) for part, chunk, _ in stream), strict=True)
+        return np.concatenate(parts), chunks
+
+
+def entry_key(job: Job) -> bytes:
+    """Name of one model in one mode with its settings, 32 bytes."""
+    settings = json.dumps([job.mode, job.rule, job.chunk_size, job.preview])
+    return hashlib.sha256(reference_key(Path(job.path)) + settings.encode()).digest()
+
+
+def _file_stem(name: str) -> str:
+    """A model's name as the start of a file name."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._")[:60] or "model"
 
 
 def reference_key(path: Path) -> bytes:
@@ -189,7 +251,6 @@ def describe(checkpoint: Checkpoint, name: str, digests: tuple[bytes, ...]) -> d
             counts[0] += 1
             counts[1] += info.numel
     config = checkpoint.config or {}
-    architectures = config.get("architectures")
     base = config.get("base_model_name_or_path")
     return {
         "ref_key": reference_key(checkpoint.path),
@@ -199,10 +260,10 @@ def describe(checkpoint: Checkpoint, name: str, digests: tuple[bytes, ...]) -> d
         "commit": checkpoint.state.hex(),
         "format": checkpoint.format,
         "kind": "adapter" if base else "model",
-        "architecture": str(architectures[0]) if isinstance(architectures, list) and architectures else None,
-        "declared_base": [base] if isinstance(base, str) else None,
+        "architecture": _architecture(config),
+        "declared_base": [plain(base)] if isinstance(base, str) else None,
         "files": [
-            {"path": file.name, "size": file.size, "sha256": digest}
+            {"path": plain(file.name), "size": file.size, "sha256": digest}
             for file, digest in zip(checkpoint.files, digests, strict=True)
         ],
         "parameters": checkpoint.total_parameters,
@@ -211,5 +272,15 @@ def describe(checkpoint: Checkpoint, name: str, digests: tuple[bytes, ...]) -> d
             {"role": role, "tensors": tensors, "parameters": parameters}
             for role, (tensors, parameters) in sorted(roles.items())
         ],
-        "notes": list(checkpoint.notes),
+        "notes": [plain(note) for note in checkpoint.notes],
     }
+
+
+def _architecture(config: Mapping[str, Any]) -> str | None:
+    names = config.get("architectures")
+    return plain(names[0]) if isinstance(names, list) and names and isinstance(names[0], str) else None
+
+
+def plain(text: str) -> str:
+    """Text of a file as it can be stored: at most 1,000 characters, none that UTF-8 cannot spell."""
+    return text[:1000].encode("utf-8", "replace").decode()

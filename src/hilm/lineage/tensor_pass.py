@@ -1,0 +1,231 @@
+"""All that lineage takes from one tensor, in one pass over its blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from hilm.lineage import records
+from hilm.lineage.digest import DigestAccumulator, TensorDigest
+from hilm.lineage.gram import PAIRS, Anchors, GramAccumulator, fold
+from hilm.lineage.profile import Profile, ProfileAccumulator
+from hilm.lineage.sketch import (
+    RUNS,
+    Sketch,
+    SketchAccumulator,
+    code,
+    embedding_key,
+    fixed,
+    matrix_key,
+    quantise,
+)
+from hilm.lineage.tables import is_fixed_table, row_runs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from hilm.lineage.anatomy import Anatomy, Matrix
+    from hilm.weights.blocks import Block
+    from hilm.weights.checkpoint import Checkpoint
+    from hilm.weights.tensor import TensorInfo
+
+EMBEDDING_ROWS = 2048
+"""Leading rows of the embedding that are sketched and digested alone: vocabularies grow at their end."""
+
+_FIXED_POWER = 0.01  # how far the mean square of a fixed table's sample may be from 1/2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorTraits:
+    """What was found in one tensor; sums run over its matrices.
+
+    Attributes:
+        info: The tensor.
+        digest: F0.
+        position: Fixed-point sum of F1, int64 [1024].
+        anchored: Fixed-point sum of F2, int64 [2016].
+        codes: F3 of every sketched matrix, rows of ``records.CODES``.
+        profiles: F4 of every matrix, rows of ``records.PROFILES``.
+        histogram: Sum of their histograms, int64 [2048].
+        nonfinite: NaN and infinite values in matrices that therefore have no sketch.
+    """
+
+    info: TensorInfo
+    digest: TensorDigest
+    position: NDArray[np.int64]
+    anchored: NDArray[np.int64]
+    codes: NDArray[np.void]
+    profiles: NDArray[np.void]
+    histogram: NDArray[np.int64]
+    nonfinite: int
+
+
+class TensorPass:
+    """Fed the blocks of one tensor; keeps the state of one matrix at a time, however high the stack.
+
+    Args:
+        checkpoint: Where the tensor is; a few matrices are looked at again.
+        anatomy: Of the checkpoint.
+        anchors: Of the checkpoint, or None.
+        info: The tensor.
+        matrices: Those of its matrices that are eligible, in order.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        anatomy: Anatomy,
+        anchors: Anchors | None,
+        info: TensorInfo,
+        matrices: Sequence[Matrix],
+    ) -> None:
+        self._checkpoint, self._anatomy, self._anchors, self._info = checkpoint, anatomy, anchors, info
+        self._queue = list(reversed(matrices))
+        self._digest = _digest_of(info, prefixed=info.name in anatomy.tables)
+        self._current: _MatrixPass | None = None
+        self._position, self._anchored = np.zeros(RUNS, np.int64), np.zeros(PAIRS, np.int64)
+        self._histogram = np.zeros(records.BINS, np.int64)
+        self._codes: list[NDArray[np.void]] = []
+        self._profiles: list[NDArray[np.float32]] = []
+        self._nonfinite = 0
+
+    def update(self, block: Block) -> None:
+        """Take the next block."""
+        if self._info.is_weight:
+            self._digest.update(block.values, block.words)
+        else:
+            self._digest.update(block.words.astype(np.float32), block.words)
+        if self._current is None and self._queue:
+            self._current = _MatrixPass(self._queue.pop(), self._anatomy, self._anchors)
+        if self._current is not None:
+            self._current.update(block)
+            if block.stop == self._current.matrix.stop:
+                self._close(self._current)
+                self._current = None
+
+    def finish(self) -> TensorTraits:
+        """Return what was found; rows carry the digest by which they are sorted and found."""
+        digest = self._digest.finish()
+        codes = np.array(self._codes, records.CODES)
+        profiles = np.zeros(len(self._profiles), records.PROFILES)
+        if self._profiles:
+            profiles["figures"] = self._profiles
+        codes["exact"] = profiles["exact"] = int.from_bytes(digest.exact, "little")
+        return TensorTraits(
+            self._info,
+            digest,
+            self._position,
+            self._anchored,
+            codes,
+            profiles,
+            self._histogram,
+            self._nonfinite,
+        )
+
+    def _close(self, work: _MatrixPass) -> None:
+        profile = work.profile.finish()
+        self._profiles.append(profile.fields)
+        self._histogram += profile.histogram
+        if not work.sketched or self._is_fixed(work.matrix, profile):
+            return
+        sketch = work.finish_sketch()
+        if sketch is None:
+            runs = (rows for _, rows in row_runs(self._checkpoint, work.matrix))
+            self._nonfinite += sum(int(rows.size - np.isfinite(rows).sum()) for rows in runs)
+            return
+        position, anchored = fixed(sketch.vector), work.finish_gram()
+        self._position += position
+        self._anchored += anchored
+        self._codes.append(_code_row(work, sketch, position, anchored))
+
+    def _is_fixed(self, matrix: Matrix, profile: Profile) -> bool:
+        """Whether this is a fixed position table.
+
+        Its mean square is 1/2. Few matrices pass that first test, so reading those again costs nothing.
+        """
+        power = profile.value("mean") ** 2 + profile.value("std") ** 2
+        if not abs(power - 0.5) <= _FIXED_POWER:
+            return False
+        return all(is_fixed_table(rows) for _, rows in row_runs(self._checkpoint, matrix))
+
+
+def _digest_of(info: TensorInfo, *, prefixed: bool) -> DigestAccumulator:
+    """Digest of decoded values; of stored bytes where values are integers or cannot be decoded."""
+    if not info.is_weight:
+        size = info.type.bits // 8
+        return DigestAccumulator("U8", (*info.shape, size) if size else (info.nbytes,))
+    _, rows, columns = info.matrices
+    shape = (*info.shape, 2) if info.type.values > 1 else info.shape
+    prefix = EMBEDDING_ROWS * columns if prefixed and rows >= columns else None
+    return DigestAccumulator(info.dtype, shape, prefix_values=prefix)
+
+
+class _MatrixPass:
+    """Sketch, anchored Gram and profile of one matrix, as far as each applies.
+
+    The embedding gives the sketch of its leading rows and no Gram, another vocabulary table neither.
+    """
+
+    def __init__(self, matrix: Matrix, anatomy: Anatomy, anchors: Anchors | None) -> None:
+        rows, columns = matrix.rows, matrix.columns
+        self.matrix = matrix
+        self.is_embedding = matrix == anatomy.embedding
+        self.sketched = self.is_embedding or matrix.info.name not in anatomy.tables
+        self.profile = ProfileAccumulator(rows, columns)
+        self._grams: list[GramAccumulator] = []
+        self._tokens: NDArray[np.float32] | None = None
+        self._take = rows
+        if self.is_embedding:
+            self._take = min(EMBEDDING_ROWS, max(rows, columns))
+            self._sketch = SketchAccumulator(
+                self._take, min(rows, columns), embedding_key(min(rows, columns))
+            )
+            if rows < columns:  # stored d x V: its leading columns are token rows, sketched at the end
+                self._tokens = np.empty((self._take, rows), np.float32)
+        elif self.sketched:
+            self._sketch = SketchAccumulator(rows, columns, matrix_key(rows, columns))
+            if anchors is not None:
+                sides: dict[Literal["columns", "rows"], int] = {"columns": columns, "rows": rows}
+                residual = [side for side, width in sides.items() if width == anchors.width]
+                self._grams = [GramAccumulator(anchors, rows, columns, side) for side in residual]
+
+    def update(self, block: Block) -> None:
+        start, columns = block.start - self.matrix.start, self.matrix.columns
+        values = block.values
+        self.profile.update(values, start)
+        for gram in self._grams:
+            gram.update(values, start)
+        if self._tokens is not None:
+            part = values.reshape(-1, columns)[:, : self._take]
+            self._tokens[:, start // columns : start // columns + len(part)] = part.T
+        elif self.sketched and start < self._take * columns:
+            self._sketch.update(values[: self._take * columns - start], start)
+
+    def finish_sketch(self) -> Sketch | None:
+        if self._tokens is not None:
+            self._sketch.update(self._tokens.ravel(), 0)
+        return self._sketch.finish()
+
+    def finish_gram(self) -> NDArray[np.int64]:
+        total = np.zeros(PAIRS, np.int64)
+        for gram in self._grams:
+            unit = gram.finish()
+            if unit is not None:
+                total += fixed(unit)
+        return total
+
+
+def _code_row(
+    work: _MatrixPass, sketch: Sketch, position: NDArray[np.int64], anchored: NDArray[np.int64]
+) -> NDArray[np.void]:
+    row = np.zeros((), records.CODES)
+    row["rows"], row["columns"] = work.matrix.rows, work.matrix.columns
+    row["flags"] = records.IS_EMBEDDING * work.is_embedding | records.HAS_GRAM * bool(anchored.any())
+    row["norm"] = sketch.weight_norm
+    row["position"] = code(quantise(position), RUNS)
+    row["anchored"] = code(fold(anchored))
+    return row

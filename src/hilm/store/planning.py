@@ -1,0 +1,136 @@
+"""Which models of a command are to be done, and what each is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hilm.errors import InputError, UsageError
+from hilm.store.work import Job, entry_key, reference_key
+from hilm.weights import open_checkpoint
+from hilm.weights.folder import locate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from hilm.lineage.schema import Row
+    from hilm.store.store import Store
+    from hilm.weights.folder import Location
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a store has and what it is to have.
+
+    Args:
+        store: The store.
+        mode: ``index``, ``archive`` or ``sample``.
+        options: Fields of ``Job`` that are the same for all.
+        force: Do models again that are there already.
+
+    Attributes:
+        skipped: Name to what ``encode`` prints, of the models that are there already.
+        owners: Name to ``ref_key`` of the models that are there or planned.
+    """
+
+    store: Store
+    mode: str
+    options: dict[str, Any]
+    force: bool
+    skipped: dict[str, dict[str, Any]] = field(default_factory=dict)
+    owners: dict[str, bytes] = field(default_factory=dict)
+    _known: dict[bytes, Row] = field(default_factory=dict)
+    _entries: dict[bytes, Row] = field(default_factory=dict)
+    _seen: set[bytes] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if self.store.exists:
+            self._known = {row["ref_key"]: row for row in self.store.catalog.models()}
+            self._entries = {row["entry_key"]: row for row in self.store.catalog.rows("reels")}
+            self.owners = {row["name"]: row["ref_key"] for row in self._known.values()}
+
+    def add(self, target: str, name: str | None = None) -> Job | None:
+        """The job for one model, or None where there is nothing to do; makes the store if need be.
+
+        Raises:
+            InputError: There is no checkpoint.
+            UsageError: The name is taken, or the model has another.
+            StorageError: The store cannot be made.
+        """
+        location = locate(target)
+        key, path = reference_key(location.path), str(location.path)
+        chosen = self._choose_name(location, name, key)
+        job = Job(path, chosen, self.mode, str(self.store.reels), **self.options)
+        if key in self._seen or self._is_there(job, key):
+            return None
+        if not self.store.exists:
+            open_checkpoint(path).close()  # no store is made for what is no checkpoint
+        self.store.make()
+        self.owners[chosen] = key
+        self._seen.add(key)
+        return job
+
+    def _choose_name(self, location: Location, name: str | None, key: bytes) -> str:
+        try:
+            f"{location.path}{name}".encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{str(location.path)!r} is not UTF-8", hint="rename it") from error
+        known = self._known.get(key)
+        if known is not None:
+            if name not in {None, known["name"]}:
+                raise UsageError(
+                    f"{location.path} is in the store as {known['name']!r}",
+                    hint=f"hilm rm {known['name']} first",
+                )
+            return str(known["name"])
+        if name is None:
+            return free_name(location.path, location.name, key, self.owners)
+        if self.owners.get(name, key) != key:
+            raise UsageError(f"another model in the store is called {name!r}", hint="give another --name")
+        return name
+
+    def _is_there(self, job: Job, key: bytes) -> bool:
+        """Whether the store has what the job would make, of the model as it is now."""
+        known = self._known.get(key)
+        if known is None or self.force:
+            return False
+        with open_checkpoint(job.path) as checkpoint:
+            if checkpoint.state.hex() != known["commit"]:
+                return False
+        if self.mode == "index":
+            self.skipped[job.name] = {}
+            return True
+        entry = self._entries.get(entry_key(job))
+        if entry is None or entry["content_key"] != known["content_key"]:
+            return False
+        if not (self.store.reels / entry["uri"]).is_file():
+            return False
+        self.skipped[job.name] = describe_entry(entry, self.store.reels, known)
+        return True
+
+
+def describe_entry(entry: Row, reels: Path, model: Row) -> dict[str, Any]:
+    """What ``encode`` prints of one model."""
+    return {
+        "model": entry["name"],
+        "reel": str(reels / entry["uri"]),
+        "mode": entry["mode"],
+        "parameters": model["parameters"],
+        "values": entry["values"],
+        "frames": entry["frames"],
+        "bits_per_weight": entry["bits_per_value"],
+        "bytes": entry["bytes"],
+        "nmse": entry["nmse"],
+        "seconds": 0.0,
+    }
+
+
+def free_name(path: Path, name: str, key: bytes, owners: Mapping[str, bytes]) -> str:
+    """The model's own name, with as many folders before it as it takes to be the only one."""
+    folders = path.parts[1:-1]
+    for start in range(len(folders), -1, -1):
+        candidate = "/".join((*folders[start:], name))
+        if owners.get(candidate, key) == key:
+            return candidate
+    return str(path)

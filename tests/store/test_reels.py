@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hilm.errors import NotAReel, StorageError, UsageError
+from hilm.store import decode, read_tensor, verify
+from hilm.weights import open_checkpoint
+from tests.store.conftest import contents, tiny, tuned
+from tests.tiny import BITS, write_model
+
+
+def test_an_archive_gives_every_file_back(house, store, tmp_path):
+    store.encode([house / "base"])
+    document = decode(store.reel("base"), tmp_path / "out")
+    assert document["sha256_ok"] is True
+    assert document["tensors"] == len(tiny(1))
+    assert contents(tmp_path / "out") == contents(house / "base")
+
+
+def test_every_dtype_comes_back_bit_by_bit(store, tmp_path):
+    random = np.random.default_rng(0)
+    tensors = {f"t{bits}.{name}": (name, (24, 8), random.bytes(24 * bits)) for name, bits in BITS.items()}
+    tensors |= {
+        "empty": ("F32", (0, 3), b""),
+        "scalar": ("F16", (), b"\x01\x7e"),
+        "zeros": ("F32", (2,), b"\0\0\0\x80\0\0\0\0"),
+    }
+    folder = write_model(tmp_path / "model", tensors)
+    store.encode([folder])
+    decode(store.reel("model"), tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(folder)
+    report = verify(store.reel("model"), against=folder)
+    assert (report["ok"], report["bad"], report["max_abs"]) == (True, [], 0.0)
+
+
+def test_one_tensor_can_be_read_or_written(house, store, tmp_path):
+    store.encode([house / "base"])
+    name = "encoder.layer.0.attention.self.query.weight"
+    document = decode(store.reel("base"), tmp_path / "out", tensor=name)
+    with open_checkpoint(document["out"]) as written:
+        assert list(written.tensors) == [name]
+        assert np.array_equal(written.array(name), tiny(1)[name])
+    assert np.array_equal(read_tensor(store.reel("base"), name), tiny(1)[name])
+    with pytest.raises(UsageError, match="no tensor"):
+        decode(store.reel("base"), tmp_path / "other", tensor="nothing")
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        decode(store.reel("base"), tmp_path / "file", tensor=name)
+
+
+def test_verify_finds_what_differs_and_how_much(house, store):
+    store.encode([house / "base"])
+    seen = []
+    report = verify(store.reel("base"), against=house / "tuned", progress=lambda *args: seen.append(args))
+    worst = max(np.abs(a - b).max() for a, b in zip(tiny(1).values(), tuned(tiny(1)).values(), strict=True))
+    assert report["max_abs"] == pytest.approx(float(worst), rel=1e-6)
+    assert not report["ok"]
+    assert len(report["bad"]) >= len(tiny(1))
+    assert 0 < report["nmse"] < 1
+    assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("options", [{}, {"stream": True, "chunk_size": 64}, {"layers": ["mlp"]}], ids=str)
+def test_samples_verify_against_their_model_and_no_other(house, store, options):
+    store.encode([house / "base", house / "tuned"], mode="sample", max_params=500, **options)
+    for name in ("base", "tuned"):
+        report = verify(store.reel(name), against=house / name)
+        assert (report["ok"], report["max_abs"], report["nmse"]) == (True, 0.0, 0.0)
+    assert not verify(store.reel("base"), against=house / "stranger-0")["ok"]
+    with pytest.raises(UsageError):
+        decode(store.reel("base"), store.path / "out")
+
+
+def test_without_a_checkpoint_nothing_is_measured(house, store):
+    store.encode([house / "base"])
+    report = verify(store.reel("base"))
+    assert (report["ok"], report["max_abs"], report["nmse"]) == (True, None, None)
+
+
+def test_what_is_no_reel_is_refused(house):
+    with pytest.raises(NotAReel):
+        verify(house / "base" / "model.safetensors")

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from hilm.errors import StorageError, UnknownModel, UsageError
+from hilm.reel.video import decode_preview
+from tests.store.conftest import tiny
+
+
+def test_everything_known_of_a_model(house, store):
+    store.index([house / "base"])
+    bare = store.show("base")
+    assert (bare["reel"], bare["reels"], bare["architecture"]) == (None, [], "BertModel")
+    assert sum(bare["roles"].values()) == bare["parameters"]
+    store.encode([house / "base"])
+    store.encode([house / "base"], mode="sample", max_params=500)
+    shown = store.show("base")
+    assert [reel["mode"] for reel in shown["reels"]] == ["archive", "sample"]
+    assert shown["reel"] == shown["reels"][-1]["reel"]
+    assert shown["content_key"] == bare["content_key"]
+    with pytest.raises(UnknownModel):
+        store.show("nobody")
+
+
+def test_a_sheet_and_a_film_can_be_looked_at(house, store, tmp_path):
+    store.encode([house / "base"])
+    document = store.show("base", sheet=tmp_path / "base.png", film=tmp_path / "base.mp4")
+    with Image.open(document["sheets"][0]) as sheet:
+        assert sheet.format == "PNG"
+        assert len(sheet.getcolors(1 << 24)) > 100
+    assert len(list(decode_preview((tmp_path / "base.mp4").read_bytes()))) == len(tiny(1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.mp4", "base.png", "store"]
+
+
+def test_what_is_gone_or_was_never_there_cannot_be_drawn(house, store, tmp_path):
+    shutil.copytree(house / "base", tmp_path / "model")
+    store.encode([tmp_path / "model"], preview=False)
+    with pytest.raises(UsageError, match="no reel of model has a film"):
+        store.show("model", film=tmp_path / "film.mp4")
+    with pytest.raises(StorageError):
+        store.show("model", sheet=tmp_path / "nowhere" / "sheet.png")
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(UsageError, match="not at .* any more"):
+        store.show("model", sheet=tmp_path / "sheet.png")
