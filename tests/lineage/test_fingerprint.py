@@ -266,6 +266,15 @@ def test_square_matrices_blur_a_turn(tmp_path, bert, turn):
     assert abs(32 * sketch) < 4.5
 
 
+def test_wide_blocks_are_looked_at_in_part(tmp_path):
+    """Units in another order then change which of them count: most of the similarity stays."""
+    wide = mixed(hidden=1024)
+    found = [print_of(tmp_path / str(n), t) for n, t in enumerate((wide, mixed(1, hidden=1024)))]
+    other = print_of(tmp_path / "x", shuffled_units(wide, np.random.default_rng(5)))
+    assert 0.7 < cosine(found[0].anchored, other.anchored) < 0.9999
+    assert abs(cosine(found[0].anchored, found[1].anchored)) < 0.3
+
+
 def test_hidden_units_in_another_order_leave_the_gram(tmp_path, base):
     other = print_of(tmp_path, shuffled_units(base[0], np.random.default_rng(5)))
     assert cosine(base[1].anchored, other.anchored) >= 0.9999

@@ -149,8 +149,8 @@ def test_probabilities_count_every_model_of_the_catalog(zoo):
 def test_searching_twice_gives_the_same(zoo):
     first, second = (zoo.find("heavy-1", top_k=30) for _ in range(2))
     assert [(m.model["name"], m.verdict) for m in first] == [(m.model["name"], m.verdict) for m in second]
-    strengths = [m.verdict.z for m in first if m.verdict.relation == "independent"]
-    assert strengths == sorted(strengths, reverse=True)
+    chances = [m.verdict.p_value for m in first if m.verdict.relation == "independent"]
+    assert chances == sorted(chances)
 
 
 def test_a_query_changes_nothing(zoo):

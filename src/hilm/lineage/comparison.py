@@ -292,6 +292,7 @@ def _side(checkpoint: Checkpoint, anatomy: Anatomy, identical: Mapping[str, int]
         group=lattice.group if lattice else None,
         zeros=_mean(profiles, "zeros"),
         two_of_four=_mean(profiles, "sparse_groups"),
+        coverage=anatomy.coverage,
     )
 
 

@@ -131,8 +131,18 @@ def fingerprint(
         SourceChanged: A file was modified while it was read.
         TruncatedFile: A file ends too early.
     """
-    count = threads or min(2, os.cpu_count() or 1)
-    work, lock, stopped = FingerprintPass(checkpoint), threading.Lock(), threading.Event()
+    with threadpool_limits(1, "blas"):
+        work = FingerprintPass(checkpoint)
+        _read_side_by_side(work, checkpoint, tick, threads or min(2, os.cpu_count() or 1))
+    checkpoint.check_unchanged()
+    return work.finish()
+
+
+def _read_side_by_side(
+    work: FingerprintPass, checkpoint: Checkpoint, tick: Callable[[int], None], threads: int
+) -> None:
+    """Let every thread take the next tensor, the largest first, until none is left."""
+    lock, stopped = threading.Lock(), threading.Event()
     stored = [info for info in checkpoint.tensors.values() if info.alias_of is None]
     shared = iter([(info, checkpoint.source(info)) for info in sorted(stored, key=lambda t: -t.nbytes)])
 
@@ -150,14 +160,12 @@ def fingerprint(
             if stopped.is_set():
                 return
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         try:
-            for done in as_completed([pool.submit(run) for _ in range(count)]):
+            for done in as_completed([pool.submit(run) for _ in range(threads)]):
                 done.result()
         finally:
             stopped.set()
-    checkpoint.check_unchanged()
-    return work.finish()
 
 
 class FingerprintPass:

@@ -52,7 +52,7 @@ KINDS = (
 """Anchor kinds in the order of their stored numbers, which start at 1. F2 of two kinds is never compared."""
 
 _NOISE = 1e-4  # share of the Gram below which the residual is rounding noise: W is orthogonal or the identity
-_UPPER = np.triu_indices(ANCHORS, 1)
+_UPPER = np.flatnonzero(np.triu(np.ones((ANCHORS, ANCHORS)), 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +187,13 @@ def residual(gram: NDArray[np.float64], anchors: Anchors) -> NDArray[np.float64]
 
 def _centre(gram: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Remove the means over present anchors; rows and columns of the others must be 0 and stay so."""
-    means = gram.sum(axis=0) / max(int(present.sum()), 1)
-    centred = gram - means - means[:, None] + means.sum() / max(int(present.sum()), 1)
-    upper: NDArray[np.float64] = np.where(np.outer(present, present), centred, 0.0)[_UPPER]
+    count = max(int(present.sum()), 1)
+    means = gram.sum(axis=0) / count
+    centred = gram - means
+    centred += means.sum() / count - means[:, None]
+    if count < ANCHORS:
+        centred[~np.outer(present, present)] = 0.0
+    upper: NDArray[np.float64] = centred.ravel()[_UPPER]
     return upper
 
 

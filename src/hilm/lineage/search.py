@@ -183,13 +183,17 @@ def find_similar(
 
 
 def rank(matches: Sequence[Match]) -> list[Match]:
-    """Best first: identity before everything, then whatever is established, then by score."""
+    """Best first: identity before everything, then whatever is established, the most certain first.
+
+    Standard scores of different statistics have different largest values; probabilities compare.
+    """
     order = {"identical": 0, "independent": 2}
     return sorted(
         matches,
         key=lambda m: (
             order.get(m.verdict.relation, 1),
             -(m.evidence.a.identical + m.evidence.b.identical) * (m.verdict.relation == "subset"),
+            m.verdict.p_value,
             -m.verdict.z,
             -m.verdict.score,
             m.model["name"],
