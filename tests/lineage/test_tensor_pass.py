@@ -4,8 +4,9 @@ import tracemalloc
 
 import numpy as np
 
+from hilm.lineage import records
 from hilm.lineage.anatomy import dissect
-from hilm.lineage.tensor_pass import TensorPass
+from hilm.lineage.tensor_pass import TensorPass, Traits
 from hilm.weights.checkpoint import open_checkpoint
 from tests.tiny import write_model
 
@@ -18,10 +19,22 @@ def read(folder, name):
     with open_checkpoint(folder) as checkpoint:
         anatomy = dissect(checkpoint)
         matrices = [m for m in anatomy.matrices if m.info.name == name]
-        work = TensorPass(checkpoint, anatomy, None, checkpoint.tensors[name], matrices)
+        traits = Traits()
+        work = TensorPass(checkpoint, anatomy, None, checkpoint.tensors[name], matrices, traits)
         for block in checkpoint.blocks(frozenset([name]), include_integer=True, poison=True):
             work.update(block)
-        return work.finish()
+        work.finish()
+        return traits
+
+
+def columns(found, dtype):
+    """Rows of codes or of profiles, by column."""
+    return np.array([row for _, row in found], dtype)
+
+
+def digest(traits):
+    ((_, found, _),) = traits.digests
+    return found
 
 
 def test_a_stack_is_the_sum_of_its_matrices(tmp_path):
@@ -30,9 +43,23 @@ def test_a_stack_is_the_sum_of_its_matrices(tmp_path):
     parts = [traits_of(tmp_path / str(i), "w", {"w": part}) for i, part in enumerate(stack)]
     np.testing.assert_array_equal(whole.position, sum(p.position for p in parts))
     np.testing.assert_array_equal(whole.histogram, sum(p.histogram for p in parts))
-    assert [row["norm"] for row in whole.codes] == [p.codes["norm"][0] for p in parts]
-    np.testing.assert_array_equal(whole.profiles["figures"], [p.profiles["figures"][0] for p in parts])
-    assert set(whole.codes["exact"]) == {int.from_bytes(whole.digest.exact, "little")}
+    for found, dtype in (("codes", records.CODES), ("profiles", records.PROFILES)):
+        rows = columns(getattr(whole, found), dtype)
+        assert set(rows["exact"]) == {int.from_bytes(digest(whole).exact, "little")}
+        for field in dtype.names[1:]:
+            alone = [columns(getattr(part, found), dtype)[field][0] for part in parts]
+            np.testing.assert_array_equal(rows[field], alone)
+
+
+def test_traits_of_two_tensors_add_up(tmp_path):
+    matrices = np.random.default_rng(3).standard_normal((2, 48, 64)).astype(np.float32)
+    matrices[1, 0, 0] = np.nan
+    first, second = (traits_of(tmp_path / str(i), "w", {"w": m}) for i, m in enumerate(matrices))
+    position, histogram = first.position.copy(), first.histogram + second.histogram
+    first.add(second)
+    np.testing.assert_array_equal(first.position, position)  # the second has no sketch
+    np.testing.assert_array_equal(first.histogram, histogram)
+    assert (len(first.digests), len(first.codes), len(first.profiles), first.nonfinite) == (2, 1, 2, 1)
 
 
 def test_memory_does_not_grow_with_the_stack(tmp_path):
@@ -52,7 +79,7 @@ def test_a_tensor_without_matrices_has_a_digest_alone(tmp_path):
     found = traits_of(tmp_path, "b", {"b": np.ones(7, np.float32)})
     assert len(found.codes) == len(found.profiles) == 0
     assert not found.position.any()
-    assert found.digest.prefix is None
+    assert digest(found).prefix is None
 
 
 def test_tables_get_a_digest_of_their_leading_rows(tmp_path):
@@ -62,5 +89,5 @@ def test_tables_get_a_digest_of_their_leading_rows(tmp_path):
     longer = model | {"w": np.concatenate([table, np.ones((64, 64), np.float32)])}
     changed = model | {"w": np.concatenate([table[:1] + 1, table[1:]])}
     found = [traits_of(tmp_path / str(i), "w", t) for i, t in enumerate((model, longer, changed))]
-    assert found[0].digest.prefix == found[1].digest.prefix != found[2].digest.prefix
-    assert found[0].digest.exact != found[1].digest.exact
+    assert digest(found[0]).prefix == digest(found[1]).prefix != digest(found[2]).prefix
+    assert digest(found[0]).exact != digest(found[1]).exact

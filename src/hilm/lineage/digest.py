@@ -35,6 +35,7 @@ _TILE = 4096  # values scanned, then rounded, while they sit in the first-level 
 
 _K = np.uint64(0x9E3779B97F4A7C15)
 _M = np.uint64(0xBF58476D1CE4E5B9)
+_START = np.arange(1, _LANES + 1, dtype=np.uint64) * _M
 _S32 = np.uint64(32)
 _ZERO, _ONE, _S16 = np.uint32(0), np.uint32(1), np.uint32(16)
 _LOW, _HALF, _MAGNITUDE = np.uint32(0xFFFF), np.uint32(0x7FFF), np.uint32(0x7FFFFFFF)
@@ -93,14 +94,17 @@ class DigestAccumulator:
         self._exact = True
         self._prefix: bytes | None = None
         if self._size > _KEPT:
-            self._lanes = _new_lanes(), _new_lanes()
+            self._lanes = _START.copy(), _START.copy()
             self._scratch = np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.uint16)
 
     def update(self, values: NDArray[np.float32], words: NDArray[np.uint8]) -> None:
-        """Take the next values, as float32 and as the bytes they are stored in (read for ``BF16`` alone)."""
+        """Take the next values, as float32 and as the bytes they are stored in (read for ``BF16`` alone).
+
+        They must not change before the next call, be it ``finish``.
+        """
         bits = words.view("<u2") if self._stored else values.view(np.uint32)
         if self._size <= _KEPT:
-            self._rest = np.concatenate([self._rest, bits])
+            self._rest = np.concatenate([self._rest, bits]) if self._rest.size else bits
             return
         ahead = 0 if self._cut is None else self._cut - self._position - self._rest.size
         if 0 < ahead <= bits.size:
@@ -148,18 +152,17 @@ class DigestAccumulator:
 
     def _finish_kept(self) -> TensorDigest:
         half = np.empty(self._size, np.uint16)
-        exact: NDArray[Any] = half
+        exact = np.zeros(self._size + self._size % 2, np.uint32)  # whole words
         if self._stored:
             _canonical_half(self._rest, half)
         else:
-            exact = np.empty(self._size, np.uint32)
-            self._exact = _encode_special(self._rest, exact, half)
+            self._exact = _encode_special(self._rest, exact[: self._size], half)
         prefix = None if self._cut is None else self._digest("b16", half[: self._cut], self._cut)
-        if exact.nbytes > _DIRECT:
-            lanes = _new_lanes()
-            _fold(lanes, 0, np.pad(exact, (0, exact.size % 2)).view(np.uint64))
-            exact = lanes
-        return self._assemble(exact, half, prefix)
+        if self._exact or 4 * self._size <= _DIRECT:
+            return self._assemble(exact[: self._size], half, prefix)
+        lanes = _START.copy()
+        _fold(lanes, 0, exact.view(np.uint64))
+        return self._assemble(lanes, half, prefix)
 
     def _assemble(self, exact: NDArray[Any], half: NDArray[Any], prefix: bytes | None) -> TensorDigest:
         h = self._digest("b16", half, self._size)
@@ -172,13 +175,9 @@ class DigestAccumulator:
     def _digest(self, kind: str, body: NDArray[Any], count: int) -> bytes:
         """Digest the first ``count`` values, given as a body that is short enough or folded."""
         rows = self._shape if count == self._size else (count // math.prod(self._shape[1:]), *self._shape[1:])
-        header = f"{kind}|{'x'.join(map(str, rows))}|"
-        length = count * (2 if kind == "b16" else 4)
-        return hashlib.sha256(header.encode() + length.to_bytes(8, "little") + body.tobytes()).digest()[:8]
-
-
-def _new_lanes() -> NDArray[np.uint64]:
-    return np.arange(1, _LANES + 1, dtype=np.uint64) * _M
+        header = f"{kind}|{'x'.join(map(str, rows))}|".encode()
+        length = (count * (2 if kind == "b16" else 4)).to_bytes(8, "little")
+        return hashlib.sha256(b"".join((header, length, body.data))).digest()[:8]
 
 
 @njit(inline="always")

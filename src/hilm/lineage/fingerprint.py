@@ -16,11 +16,11 @@ from threadpoolctl import threadpool_limits
 
 from hilm.lineage import records
 from hilm.lineage.anatomy import Matrix, dissect
-from hilm.lineage.digest import TensorDigest, model_digest
-from hilm.lineage.gram import KINDS, PAIRS, fold
+from hilm.lineage.digest import model_digest
+from hilm.lineage.gram import KINDS, fold
 from hilm.lineage.schema import FINGERPRINT_SPEC
-from hilm.lineage.sketch import RUNS, code, energy, quantise
-from hilm.lineage.tensor_pass import TensorPass, TensorTraits
+from hilm.lineage.sketch import code, energy, quantise
+from hilm.lineage.tensor_pass import TensorPass, Traits
 from hilm.lineage.tokens import read_anchors
 from hilm.weights.blocks import read_blocks
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from hilm.weights.blocks import Block
     from hilm.weights.checkpoint import Checkpoint
-    from hilm.weights.tensor import TensorInfo
 
 _FLAG_F0, _FLAG_F1, _FLAG_F2, _FLAG_F3, _FLAG_F4 = 1, 2, 4, 8, 16
 _KIND_SHIFT = 8
@@ -72,7 +71,8 @@ class Fingerprint:
     @property
     def position_form(self) -> NDArray[np.int8]:
         """F1 as int8 [1024]."""
-        return quantise(self.position)
+        form: NDArray[np.int8] = quantise(self.position)
+        return form
 
     @property
     def anchored_form(self) -> NDArray[np.int8]:
@@ -147,18 +147,15 @@ def _read_side_by_side(
     shared = iter([(info, checkpoint.source(info)) for info in sorted(stored, key=lambda t: -t.nbytes)])
 
     def run() -> None:
-        part: TensorPass | None = None
+        traits, part = Traits(), None
         for block in read_blocks(shared):
-            part = part or work.begin(block.info)
-            part.update(block)
-            traits = part.finish() if block.last else None
+            part = work.take(block, part, traits)
             with lock:
                 tick(block.stop - block.start)
-                if traits is not None:
-                    work.add(traits)
-                    part = None
             if stopped.is_set():
                 return
+        with lock:
+            work.add(traits)
 
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -185,76 +182,71 @@ class FingerprintPass:
         self._matrices: dict[str, list[Matrix]] = {}
         for matrix in self._anatomy.matrices:
             self._matrices.setdefault(matrix.info.name, []).append(matrix)
+        self._traits = Traits()
         self._current: TensorPass | None = None
-        self._position = np.zeros(RUNS, np.int64)
-        self._anchored = np.zeros(PAIRS, np.int64)
-        self._histogram = np.zeros(records.BINS, np.int64)
-        self._hashes: list[tuple[str, TensorDigest, int]] = []
-        self._codes: list[tuple[str, np.void]] = []
-        self._profiles: list[tuple[str, np.void]] = []
-        self._nonfinite = 0
 
     def update(self, block: Block) -> None:
         """Take the next block of the checkpoint, integers included."""
-        if self._current is None:
-            self._current = self.begin(block.info)
-        self._current.update(block)
-        if block.last:
-            self.add(self._current.finish())
-            self._current = None
+        self._current = self.take(block, self._current, self._traits)
 
-    def begin(self, info: TensorInfo) -> TensorPass:
-        """Start on a tensor; tensors may be worked on side by side, and added in any order."""
-        matrices = self._matrices.get(info.name, ())
-        return TensorPass(self._checkpoint, self._anatomy, self._anchors, info, matrices)
+    def take(self, block: Block, part: TensorPass | None, traits: Traits) -> TensorPass | None:
+        """Take a block into ``part``, the pass over its tensor, or into a new one; return what stays open.
 
-    def add(self, traits: TensorTraits) -> None:
-        """Take what was found in a tensor."""
-        name = traits.info.name
-        self._position += traits.position
-        self._anchored += traits.anchored
-        self._histogram += traits.histogram
-        self._hashes.append((name, traits.digest, traits.info.numel))
-        self._codes.extend((name, row) for row in traits.codes)
-        self._profiles.extend((name, row) for row in traits.profiles)
-        self._nonfinite += traits.nonfinite
+        What a tensor shows goes to ``traits`` at its end. Tensors may be worked on side by side.
+        """
+        if part is None:
+            info = block.info
+            matrices = self._matrices.get(info.name, ())
+            part = TensorPass(self._checkpoint, self._anatomy, self._anchors, info, matrices, traits)
+        part.update(block)
+        if not block.last:
+            return part
+        part.finish()
+        return None
+
+    def add(self, traits: Traits) -> None:
+        """Take over what was found in tensors by somebody else."""
+        self._traits.add(traits)
 
     def finish(self) -> Fingerprint:
         """Put the records together."""
+        traits = self._traits
         return Fingerprint(
             name=self._checkpoint.name,
-            kind=self._anchors.kind if self._anchors and self._anchored.any() else None,
+            kind=self._anchors.kind if self._anchors and traits.anchored.any() else None,
             mask=self._anchors.mask if self._anchors else 0,
-            position=self._position,
-            anchored=self._anchored,
-            hashes=self._pack_hashes(),
-            codes=self._pack_codes(),
-            profile=self._pack_profiles(),
+            position=traits.position,
+            anchored=traits.anchored,
+            hashes=_pack_hashes(traits),
+            codes=_pack_codes(traits, self._anchors.mask if self._anchors else 0),
+            profile=_pack_profiles(traits),
             coverage=self._anatomy.coverage,
-            nonfinite=self._nonfinite,
+            nonfinite=traits.nonfinite,
             options=self._options,
             seconds=time.perf_counter() - self._started,
         )
 
-    def _pack_hashes(self) -> bytes:
-        table = [
-            (*(int.from_bytes(part or b"", "little") for part in (d.exact, d.half, d.prefix)), numel)
-            for _, d, numel in self._hashes
-        ]
-        head = model_digest(digest.exact for _, digest, _ in self._hashes)
-        return records.pack(
-            b"HLF0", head, np.array(table, records.HASHES), [name for name, *_ in self._hashes]
-        )
 
-    def _pack_codes(self) -> bytes:
-        head = np.zeros((), records.CODES_HEAD)
-        head["mask"] = self._anchors.mask if self._anchors else 0
-        head["position"] = self._position / 2.0**32
-        head["anchored"] = self._anchored / 2.0**32
-        rows = np.array([row for _, row in self._codes], records.CODES)
-        return records.pack(b"HLF3", head.tobytes(), rows, [name for name, _ in self._codes])
+def _pack_hashes(traits: Traits) -> bytes:
+    table = [
+        (*(int.from_bytes(part or b"", "little") for part in (d.exact, d.half, d.prefix)), numel)
+        for _, d, numel in traits.digests
+    ]
+    head = model_digest(digest.exact for _, digest, _ in traits.digests)
+    names = [name for name, *_ in traits.digests]
+    return records.pack(b"HLF0", head, np.array(table, records.HASHES), names)
 
-    def _pack_profiles(self) -> bytes:
-        rows = np.array([row for _, row in self._profiles], records.PROFILES)
-        names, tail = [name for name, _ in self._profiles], self._histogram.astype("<u8").tobytes()
-        return records.pack(b"HLF4", b"", rows, names, tail)
+
+def _pack_codes(traits: Traits, mask: int) -> bytes:
+    head = np.zeros((), records.CODES_HEAD)
+    head["mask"] = mask
+    head["position"] = traits.position / 2.0**32
+    head["anchored"] = traits.anchored / 2.0**32
+    rows = np.array([row for _, row in traits.codes], records.CODES)
+    return records.pack(b"HLF3", head.tobytes(), rows, [name for name, _ in traits.codes])
+
+
+def _pack_profiles(traits: Traits) -> bytes:
+    rows = np.array([row for _, row in traits.profiles], records.PROFILES)
+    names, tail = [name for name, _ in traits.profiles], traits.histogram.astype("<u8").tobytes()
+    return records.pack(b"HLF4", b"", rows, names, tail)

@@ -8,11 +8,13 @@ Gram is removed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numba import njit
 
 from hilm.errors import UsageError
 from hilm.lineage.signs import seed, signs
@@ -52,7 +54,6 @@ KINDS = (
 """Anchor kinds in the order of their stored numbers, which start at 1. F2 of two kinds is never compared."""
 
 _NOISE = 1e-4  # share of the Gram below which the residual is rounding noise: W is orthogonal or the identity
-_UPPER = np.flatnonzero(np.triu(np.ones((ANCHORS, ANCHORS)), 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +130,22 @@ class GramAccumulator:
                 f"anchors of width {anchors.width} do not fit the {side} of a {rows}x{columns} matrix"
             )
         self._anchors, self._rows, self._columns, self._side = anchors, rows, columns, side
-        self._gram = np.zeros((ANCHORS, ANCHORS))
         self._units = min(columns if side == "rows" else rows, UNITS)
-        self._product = np.zeros((ANCHORS, self._units if side == "rows" else 0), np.float32)
-        self._part = np.empty(0, np.float32)
+        self._gram = np.zeros((ANCHORS, ANCHORS))
+        self._product: NDArray[np.float32] | None = None  # A W so far
 
     def update(self, values: NDArray[np.float32], start: int) -> None:
         """Take whole rows, from flat position ``start`` on."""
-        block = values.reshape(-1, self._columns)
+        block, first = values.reshape(-1, self._columns), start // self._columns
+        if self._side == "columns" and first >= self._units:
+            return
         with np.errstate(invalid="ignore", over="ignore"):  # finish() looks at the result
             if self._side == "columns":
-                self._add_columns(block[: max(self._units - start // self._columns, 0)])
+                product = block[: self._units - first] @ self._anchors.transposed
+                self._gram += product.T @ product
             else:
-                self._add_rows(block, start // self._columns)
+                product = self._anchors.directions[:, first : first + len(block)] @ block[:, : self._units]
+                self._product = product if self._product is None else self._product + product
 
     def finish(self) -> NDArray[np.float64] | None:
         """Return the residual as float64 [2016] of norm 1.
@@ -150,61 +154,61 @@ class GramAccumulator:
         anchors' own; entries of missing anchors are 0. None if only rounding noise is left, or if a value is
         not finite.
         """
+        if self._product is None:
+            return residual(self._gram, self._anchors)
         with np.errstate(invalid="ignore", over="ignore"):
-            gram = self._gram
-            if self._side == "rows":
-                gram = (self._product @ self._product.T).astype(np.float64)
-            if not np.isfinite(gram).all():
-                return None
-        return residual(gram, self._anchors)
-
-    def _add_columns(self, block: NDArray[np.float32]) -> None:
-        product = self._reserve(len(block), ANCHORS)
-        np.matmul(block, self._anchors.transposed, out=product)
-        self._gram += product.T @ product
-
-    def _add_rows(self, block: NDArray[np.float32], first: int) -> None:
-        anchors = self._anchors.directions[:, first : first + len(block)]
-        part = self._reserve(ANCHORS, self._units)
-        np.matmul(anchors, block[:, : self._units], out=part)
-        self._product += part
-
-    def _reserve(self, rows: int, columns: int) -> NDArray[np.float32]:
-        if self._part.size < rows * columns:
-            self._part = np.empty(rows * columns, np.float32)
-        return self._part[: rows * columns].reshape(rows, columns)
+            return residual((self._product @ self._product.T).astype(np.float64), self._anchors)
 
 
 def residual(gram: NDArray[np.float64], anchors: Anchors) -> NDArray[np.float64] | None:
     """Double-centred upper triangle of a Gram less the anchors' own, of norm 1; None for rounding noise."""
     r, own = _centre(gram, anchors.present), anchors.own
-    before = np.sqrt(r @ r)
-    if own.any():
-        r -= (r @ own) / (own @ own) * own
-    norm = np.sqrt(r @ r)
+    before, energy = math.sqrt(r.dot(r)), own.dot(own)
+    if energy:
+        r -= r.dot(own) / energy * own
+    norm = math.sqrt(r.dot(r))
     return r / norm if norm > _NOISE * before else None
 
 
+@njit(cache=True, nogil=True)
 def _centre(gram: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Remove the means over present anchors; rows and columns of the others must be 0 and stay so."""
-    count = max(int(present.sum()), 1)
-    means = gram.sum(axis=0) / count
-    centred = gram - means
-    centred += means.sum() / count - means[:, None]
-    if count < ANCHORS:
-        centred[~np.outer(present, present)] = 0.0
-    upper: NDArray[np.float64] = centred.ravel()[_UPPER]
+    means, parts, upper = np.zeros(ANCHORS), np.zeros(8), np.empty(PAIRS)
+    count = max(present.sum(), 1)
+    for i in range(ANCHORS):
+        for j in range(ANCHORS):
+            means[j] += gram[i, j]
+    for j in range(ANCHORS):
+        means[j] /= count
+        parts[j % 8] += means[j]
+    total = ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]))
+    mean = total / count if np.isfinite(total) else np.nan  # one value that is not finite spoils all pairs
+    first = 0
+    for i in range(ANCHORS):
+        for j in range(i + 1, ANCHORS):
+            centred = (gram[i, j] - means[j]) + (mean - means[i])
+            upper[first + j - i - 1] = centred if present[i] and present[j] else 0.0
+        first += ANCHORS - i - 1
     return upper
 
 
 def fold(total: NDArray[np.int64]) -> NDArray[np.int8]:
     """int8 form [1024] of a sum of fixed-point residuals [2016]: padded to 2048, signed, its halves added."""
-    padded = np.zeros(2 * RUNS, np.int64)
-    padded[:PAIRS] = total
-    padded *= _fold_signs()
-    return quantise(padded[:RUNS] + padded[RUNS:])
+    form: NDArray[np.int8] = _fold(total, _fold_signs())
+    return form
+
+
+@njit(cache=True, nogil=True)
+def _fold(total: NDArray[np.int64], flips: NDArray[np.int8]) -> NDArray[np.int8]:
+    halves = np.empty(RUNS, np.int64)
+    for i in range(RUNS):
+        halves[i] = total[i] * flips[i]
+    for i in range(RUNS, PAIRS):
+        halves[i - RUNS] += total[i] * flips[i]
+    form: NDArray[np.int8] = quantise(halves)
+    return form
 
 
 @cache
 def _fold_signs() -> NDArray[np.int8]:
-    return signs(seed("hilm.lineage/gramfold/1"), 2 * RUNS)
+    return signs(seed("hilm.lineage/gramfold/1"), PAIRS)

@@ -7,6 +7,7 @@ from its source.
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 SAMPLE_ROWS = 64
 SAMPLE_COLUMNS = 4096
 BITS = (2, 3, 4, 5, 6, 8)
-FORMS = tuple((group, symmetric) for symmetric in (True, False) for group in (0, 128, 64, 32))
+_GROUPS = (0, 128, 64, 32)
+FORMS = tuple((group, symmetric) for symmetric in (True, False) for group in _GROUPS)
 """Ways to quantise: how many values share a scale (0: a row), and whether the scale is symmetric about 0."""
 
 FIELDS = (
@@ -45,7 +47,7 @@ _EDGE = np.float32(1e-4)
 _0, _HALF, _1 = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _one = np.uint64(1)
 _BIN, _MAGNITUDE = np.uint32(21), np.uint32(0x7FFFFFFF)
-_OFFSET = np.float32(_GRID + 0.5)
+_OFFSET, _END = np.float32(_GRID + 0.5), np.float32(2 * _GRID + 1)
 _ROUND = np.float32(3 << 22)  # added and subtracted, it rounds a float32 to the nearest integer
 
 
@@ -97,23 +99,16 @@ class ProfileAccumulator:
     """
 
     def __init__(self, rows: int, columns: int) -> None:
-        self._columns = columns
-        self._wanted = np.arange(min(rows, SAMPLE_ROWS)) * rows // min(rows, SAMPLE_ROWS)
-        self._sample = np.zeros((self._wanted.size, min(columns, SAMPLE_COLUMNS)), np.float32)
+        self._rows, self._columns = rows, columns
+        self._sample = np.zeros((min(rows, SAMPLE_ROWS), min(columns, SAMPLE_COLUMNS)), np.float32)
 
     def update(self, values: NDArray[np.float32], start: int) -> None:
         """Take whole rows, from flat position ``start`` on."""
-        block = values.reshape(-1, self._columns)
-        first = start // self._columns
-        low, high = np.searchsorted(self._wanted, (first, first + len(block)))
-        self._sample[low:high] = block[self._wanted[low:high] - first, : self._sample.shape[1]]
+        _pick_rows(self._sample, values.reshape(-1, self._columns), start // self._columns, self._rows)
 
     def finish(self) -> Profile:
         """Return the profile; fields that a value which is not finite spoils are NaN."""
-        moments, histogram = _moments(self._sample)
-        errors, form, levels = _find_levels(self._sample)
-        fields = np.array([*moments, *errors, form, levels, self._sample.size], np.float32)
-        return Profile(fields, histogram)
+        return Profile(*_measure(self._sample))
 
 
 def find_lattice(profiles: Iterable[Profile]) -> Lattice | None:
@@ -136,30 +131,56 @@ def find_codebook(profiles: Iterable[Profile]) -> int | None:
     return next((book for book in _CODEBOOKS if 1 < size <= book), None)
 
 
-def _find_levels(sample: NDArray[np.float32]) -> tuple[list[float], int, int]:
+@njit(cache=True, nogil=True)
+def _pick_rows(sample: NDArray[np.float32], block: NDArray[np.float32], first: int, rows: int) -> None:
+    """Copy the rows j·R/64 (all of them, of at most 64) that lie in a block whose first row is ``first``."""
+    kept, columns = sample.shape
+    for j in range(-(-first * kept // rows), kept):
+        row = j * rows // kept - first
+        if row >= len(block):
+            return
+        sample[j] = block[row, :columns]
+
+
+@njit(cache=True, nogil=True)
+def _find_levels(sample: NDArray[np.float32]) -> tuple[NDArray[np.float64], int, int]:
     """Lattice errors by bits, form of the first lattice, and size of the codebook.
 
     A few rows settle that values are continuous; only otherwise are all rows tested.
     """
     rows = max(2, -(-_SCREEN // sample.shape[1]))
-    found = _test_levels(sample[:: max(len(sample) // rows, 1)].copy())
-    settled = min(found[0], default=0.0) > _OFF_LATTICE and found[2] > _CODEBOOKS[-1]
-    return found if settled else _test_levels(sample)
+    errors, form, levels = _test_levels(sample[:: max(len(sample) // rows, 1)].copy())
+    settled = errors.min() > _OFF_LATTICE and errors[0] < np.inf and levels > _CODEBOOKS[-1]
+    if not settled:
+        errors, form, levels = _test_levels(sample)
+    errors[errors == np.inf] = np.nan
+    return errors, form, levels
 
 
-def _test_levels(sample: NDArray[np.float32]) -> tuple[list[float], int, int]:
-    forms = [_lattice_errors(sample, group or sample.shape[1], symmetric) for group, symmetric in FORMS]
-    table = np.where(np.isnan(forms), np.inf, forms)
-    errors = table.min(axis=0)
-    lattices = np.flatnonzero(errors < _ON_LATTICE)
-    form = int(table[:, lattices[0]].argmin()) if lattices.size else -1
-    levels = min(_count_levels(sample, group or sample.shape[1]) for group, symmetric in FORMS if symmetric)
-    return np.where(np.isinf(errors), np.nan, errors).tolist(), form, levels
+@njit(cache=True, nogil=True)
+def _test_levels(sample: NDArray[np.float32]) -> tuple[NDArray[np.float64], int, int]:
+    """The same for these rows, undecided errors being infinite."""
+    table = np.empty((len(FORMS), len(BITS)))
+    levels = 2 * _GRID + 1
+    for i in range(len(_GROUPS)):
+        group = _GROUPS[i] or sample.shape[1]
+        if i > 0 and group >= sample.shape[1]:  # whole rows again
+            table[i], table[len(_GROUPS) + i] = table[0], table[len(_GROUPS)]
+            continue
+        table[i] = _lattice_errors(sample, group, True)
+        table[len(_GROUPS) + i] = _lattice_errors(sample, group, False)
+        levels = min(levels, _count_levels(sample, group))
+    errors, form = np.full(len(BITS), np.inf), -1
+    for i in range(len(BITS)):
+        errors[i] = table[:, i].min()
+        if form < 0 and errors[i] < _ON_LATTICE:
+            form = int(table[:, i].argmin())
+    return errors, form, levels
 
 
 @njit(cache=True, nogil=True)
 def _lattice_errors(sample: NDArray[np.float32], group: int, symmetric: bool) -> NDArray[np.float64]:  # noqa: FBT001 - compiled
-    """Distance to the nearest level by bits, root mean square in steps; NaN below 256 entries."""
+    """Distance to the nearest level by bits, root mean square in steps; infinite below 256 entries."""
     rows, columns = sample.shape
     words, values = sample.reshape(-1).view(np.int32), sample.reshape(-1)
     sums = np.zeros((len(BITS), group), np.float32)  # by place in the group, so that the loops vectorise
@@ -173,18 +194,18 @@ def _lattice_errors(sample: NDArray[np.float32], group: int, symmetric: bool) ->
             scale = np.float32(max(-low, high) if symmetric else high - low)
             if not _0 < scale < np.inf:
                 continue
-            for j in range(n):
-                scaled[j] = (values[start + j] - base) / scale
+            for j in range(n):  # the ends of the scale are levels whatever the values are: they go to 0
+                u = abs((values[start + j] - base) / scale)
+                scaled[j] = u if (u > _EDGE) & (u < _1 - _EDGE) else _0
             for i in range(len(BITS)):
                 steps = np.float32(2 ** (BITS[i] - 1) - 1 if symmetric else 2 ** BITS[i] - 1)
                 for j in range(n):
-                    # The ends of the scale, and what rounds to 0, are levels whatever the values are.
-                    u, t = abs(scaled[j]), abs(scaled[j]) * steps
+                    t = scaled[j] * steps
                     error = t - ((t + _ROUND) - _ROUND)
-                    inner = (t >= _HALF) & (u > _EDGE) & (u < _1 - _EDGE)
+                    inner = t >= _HALF  # what rounds to 0 is on a level too
                     sums[i, j] += error * error if inner else _0
                     counts[i, j] += _1 if inner else _0
-    out = np.full(len(BITS), np.nan)
+    out = np.full(len(BITS), np.inf)
     for i in range(len(BITS)):
         count = counts[i].sum()
         if count >= _DECISIVE:
@@ -207,7 +228,8 @@ def _count_levels(sample: NDArray[np.float32], group: int) -> int:
                 continue
             factor, number = np.float32(_GRID) / scale, np.int64(start + _one)
             for j in range(n):
-                level = np.uint64(np.int64(values[start + j] * factor + _OFFSET))
+                scaled = values[start + j] * factor + _OFFSET
+                level = np.uint64(scaled) if _0 <= scaled < _END else np.uint64(0)  # NaN and overflow
                 seen[level] = number if seen[level] == 0 or seen[level] == number else -1
     return int((seen < 0).sum())
 
@@ -228,19 +250,50 @@ def _unordered(ordered: np.int32) -> np.float32:
     return np.int32(ordered ^ ((ordered >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
-def _moments(sample: NDArray[np.float32]) -> tuple[list[float], NDArray[np.int64]]:
-    """Seven fields from mean to sparse groups, and the histogram."""
+@njit(cache=True, nogil=True)
+def _measure(sample: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """All fields, and the histogram."""
+    fields, size = np.empty(len(FIELDS), np.float32), sample.size
     sums, histogram, largest = _count(sample)
-    mean, size = float(sums.sum()) / sample.size, sample.size
-    m2, m3, m4 = (float(power.sum()) / size for power in _powers(sample, mean))
-    skewness, kurtosis = (m3 / m2**1.5, m4 / m2**2) if m2 else (0.0, 0.0)
-    zeros = sparse = 0.0
-    if histogram[0] or histogram[_BINS // 2]:  # the bins that zeros fall into
-        zero = sample == 0
-        zeros = float(zero.mean())
-        fours = zero[:, : zero.shape[1] // 4 * 4].reshape(len(zero), -1, 4)
-        sparse = float((fours.sum(axis=2) >= 2).sum()) / max(fours.size // 4, 1)
-    return [mean, m2**0.5, skewness, kurtosis, float(largest), zeros, sparse], histogram
+    mean = _total(sums) / size
+    powers = _powers(sample, mean)
+    m2, m3, m4 = _total(powers[0]) / size, _total(powers[1]) / size, _total(powers[2]) / size
+    fields[:2] = mean, math.sqrt(m2)
+    fields[2:4] = (m3 / m2**1.5, m4 / m2**2) if m2 else (0.0, 0.0)
+    fields[4] = largest
+    zero = histogram[0] or histogram[_BINS // 2]  # the bins that zeros fall into
+    fields[5:7] = _zeros(sample) if zero else (0.0, 0.0)
+    fields[7:13], fields[13], fields[14] = _find_levels(sample)
+    fields[15] = size
+    return fields, histogram
+
+
+@njit(cache=True, nogil=True)
+def _total(values: NDArray[np.float64]) -> float:
+    """Sum by halves, down to runs of at most 128 that are added eight apart."""
+    if values.size > 128:
+        half = values.size // 16 * 8
+        return float(_total(values[:half]) + _total(values[half:]))
+    parts, whole = np.zeros(8), values.size // 8 * 8
+    for i in range(whole):
+        parts[i % 8] += values[i]
+    total = ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]))
+    for i in range(whole, values.size):
+        total += values[i]
+    return float(total)
+
+
+@njit(cache=True, nogil=True)
+def _zeros(sample: NDArray[np.float32]) -> tuple[float, float]:
+    """Share of zeros, and of aligned groups of four with at least two of them."""
+    rows, columns = sample.shape
+    zeros = sparse = 0
+    for row in range(rows):
+        for start in range(0, columns, 4):
+            found = (sample[row, start : start + 4] == 0).sum()
+            zeros += found
+            sparse += found >= 2 and start + 4 <= columns
+    return zeros / sample.size, sparse / max(rows * (columns // 4), 1)
 
 
 @njit(cache=True, nogil=True)

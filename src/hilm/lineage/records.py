@@ -62,11 +62,13 @@ class Record:
 def pack(magic: bytes, head: bytes, rows: NDArray[np.void], names: Sequence[str], tail: bytes = b"") -> bytes:
     """Put a record together; rows are sorted by their integer columns, then by bytes, last by name."""
     columns = [rows[field].tolist() for field in _SORTED if field in (rows.dtype.names or ())]
-    keys = list(zip(*columns, (row.tobytes() for row in rows), names, strict=True))
+    raw, size = rows.tobytes(), rows.dtype.itemsize
+    parts = [raw[start : start + size] for start in range(0, len(raw), size)]
+    keys = list(zip(*columns, parts, names, strict=True))
     order = sorted(range(len(rows)), key=keys.__getitem__)
     text = "\n".join(names[i] for i in order).encode("utf-8", "surrogatepass")
     header = _HEADER.pack(magic, VERSION, 0, len(rows))
-    return b"".join((header, head, rows[order].tobytes(), tail, _LENGTH.pack(len(text)), text))
+    return b"".join((header, head, *(parts[i] for i in order), tail, _LENGTH.pack(len(text)), text))
 
 
 def unpack(magic: bytes, raw: bytes, dtype: np.dtype[np.void], head: int = 0, tail: int = 0) -> Record:

@@ -74,25 +74,17 @@ class SketchAccumulator:
 
     def update(self, values: NDArray[np.float32], start: int) -> None:
         """Take the values from flat position ``start`` on; pieces must come in order."""
-        size, columns = self._rows * self._columns, self._columns
-        _sum_runs(self._runs, self._lanes, self._seed, values, (start, size))
-        head = min(-start % columns, values.size)
-        whole = (values.size - head) // columns * columns
-        if head:
-            column = start % columns
-            _sum_columns(self._sums[column:], self._squares[column:], values[:head].reshape(1, -1))
-        _sum_columns(self._sums, self._squares, values[head : head + whole].reshape(-1, columns))
-        if head + whole < values.size:
-            _sum_columns(self._sums, self._squares, values[head + whole :].reshape(1, -1))
+        _sum_runs(self._runs, self._lanes, self._seed, values, (start, self._rows * self._columns))
+        _sum_columns(self._sums, self._squares, values, start)
 
     def finish(self) -> Sketch | None:
         """Return the sketch; None if only rounding noise is left of it, or if a value is not finite."""
-        if not np.isfinite(self._squares).all():
+        total = float(self._squares.sum())
+        if not math.isfinite(total):
             return None
         means = self._sums / self._rows
-        repeated = np.resize(means, means.size + _SLACK)
-        vector = self._runs - _sum_mean_runs(self._seed, self._rows * self._columns, repeated, _SLACK)
-        norm, total = math.sqrt(float(np.sum(vector**2))), float(np.sum(self._squares))
+        vector = self._runs - _sum_mean_runs(self._seed, self._rows * self._columns, means)
+        norm = math.sqrt(np.square(vector).sum())
         centred = max(total - self._rows * float(means @ means), _CANCELLED * total)
         if norm**2 <= _NEGLIGIBLE * centred:
             return None
@@ -128,11 +120,15 @@ def _sum_runs(
 
 
 @njit(cache=True, nogil=True)
-def _sum_mean_runs(key: np.uint64, size: int, means: NDArray[np.float64], slack: int) -> NDArray[np.float64]:
-    """Run sums of the matrix whose every row is ``means``, given with its first ``slack`` values repeated."""
+def _sum_mean_runs(key: np.uint64, size: int, row: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Run sums of the matrix whose every row is ``row``."""
+    means = np.empty(row.size + _SLACK)
+    means[: row.size] = row
+    for i in range(row.size, means.size):
+        means[i] = means[i - row.size]
     runs = np.empty(RUNS)
     lanes = np.zeros(_LANES)
-    columns = np.uint64(means.size - slack)
+    columns = np.uint64(row.size)
     position = _0
     for run in range(np.uint64(RUNS)):
         bound = _bound(run + _1, np.uint64(size))
@@ -204,33 +200,49 @@ def _close(lanes: NDArray[np.float64]) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _sum_columns(sums: NDArray[np.float64], squares: NDArray[np.float64], rows: NDArray[np.float32]) -> None:
+def _sum_columns(
+    sums: NDArray[np.float64], squares: NDArray[np.float64], values: NDArray[np.float32], start: int
+) -> None:
     """Add rows to column sums, each column in order, and their squares."""
-    columns = rows.shape[1]
-    whole = rows.shape[0] // 4 * 4
-    for r in range(0, whole, 4):
-        r0, r1, r2, r3 = rows[r], rows[r + 1], rows[r + 2], rows[r + 3]
-        for c in range(columns):
-            x0, x1, x2, x3 = np.float64(r0[c]), np.float64(r1[c]), np.float64(r2[c]), np.float64(r3[c])
-            sums[c] = sums[c] + x0 + x1 + x2 + x3
-            squares[c] += (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)
-    for r in range(whole, rows.shape[0]):
-        row = rows[r]
-        for c in range(columns):
-            x = np.float64(row[c])
-            sums[c] += x
-            squares[c] += x * x
+    columns, i = sums.size, 0
+    while i < values.size:
+        column = (start + i) % columns
+        if column == 0 and values.size - i >= 4 * columns:
+            r0, r1 = values[i : i + columns], values[i + columns : i + 2 * columns]
+            r2, r3 = values[i + 2 * columns : i + 3 * columns], values[i + 3 * columns : i + 4 * columns]
+            for c in range(columns):
+                x0, x1, x2, x3 = np.float64(r0[c]), np.float64(r1[c]), np.float64(r2[c]), np.float64(r3[c])
+                sums[c] = sums[c] + x0 + x1 + x2 + x3
+                squares[c] += (x0 * x0 + x1 * x1) + (x2 * x2 + x3 * x3)
+            i += 4 * columns
+        else:
+            n = min(columns - column, values.size - i)
+            for c in range(n):
+                x = np.float64(values[i + c])
+                sums[column + c] += x
+                squares[column + c] += x * x
+            i += n
 
 
+@njit(cache=True, nogil=True)
 def fixed(vector: NDArray[np.float64]) -> NDArray[np.int64]:
     """Fixed-point form rint(2³² x) of a unit vector; sums of these are exact in any order."""
-    return np.rint(vector * 2.0**32).astype(np.int64)
+    form = np.empty(vector.size, np.int64)
+    for i in range(vector.size):
+        form[i] = np.int64(np.rint(vector[i] * 2.0**32))
+    return form
 
 
+@njit(cache=True, nogil=True)
 def quantise(total: NDArray[np.int64]) -> NDArray[np.int8]:
     """int8 form rint(127 S / max |S|) of a sum of fixed-point vectors; all zero for a zero sum."""
-    scale = max(int(np.abs(total).max()), 1)
-    return np.rint(127.0 * total / scale).astype(np.int8)
+    largest = 1
+    for value in total:
+        largest = max(largest, abs(value))
+    form = np.empty(total.size, np.int8)
+    for i in range(total.size):
+        form[i] = np.int8(np.rint(127.0 * total[i] / largest))
+    return form
 
 
 def energy(form: NDArray[np.int8]) -> int:
@@ -261,9 +273,8 @@ def code(form: NDArray[np.int8], bits: int = 256) -> NDArray[np.uint64]:
     The entries are given published signs, added in groups of 1024 / ``bits`` and transformed by the Hadamard
     matrix in natural order; bit j (word j // 64, position j % 64) tells whether component j is positive.
     """
-    y = np.ascontiguousarray((_bit_signs() * form).reshape(bits, -1).sum(axis=1, dtype=np.int32))
-    _transform(y)
-    return np.packbits(y > 0, bitorder="little").view("<u8").astype(np.uint64)
+    words: NDArray[np.uint64] = _code(form, _bit_signs(), bits)
+    return words
 
 
 @cache
@@ -272,14 +283,21 @@ def _bit_signs() -> NDArray[np.int8]:
 
 
 @njit(cache=True, nogil=True)
-def _transform(y: NDArray[np.int32]) -> None:
-    """Multiply by the Hadamard matrix, in place."""
-    half = 1
-    while half < y.size:
-        for start in range(0, y.size, 2 * half):
-            for i in range(start, start + half):
-                y[i], y[i + half] = y[i] + y[i + half], y[i] - y[i + half]
-        half *= 2
+def _code(form: NDArray[np.int8], flips: NDArray[np.int8], bits: int) -> NDArray[np.uint64]:
+    group, half = form.size // bits, bits // 2
+    y, turned = np.zeros(bits, np.int32), np.empty(bits, np.int32)
+    for j in range(bits):
+        for i in range(j * group, (j + 1) * group):
+            y[j] += form[i] * flips[i]
+    stages = half
+    while stages:  # each transforms the lowest bit of the index and makes it the highest
+        for i in range(half):
+            turned[i], turned[half + i] = y[2 * i] + y[2 * i + 1], y[2 * i] - y[2 * i + 1]
+        y, turned, stages = turned, y, stages // 2
+    words = np.zeros(bits // 64, np.uint64)
+    for j in range(bits):
+        words[j // 64] |= np.uint64(y[j] > 0) << np.uint64(j % 64)
+    return words
 
 
 def code_cosine(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:

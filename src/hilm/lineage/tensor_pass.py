@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -36,32 +36,42 @@ if TYPE_CHECKING:
 EMBEDDING_ROWS = 2048
 """Leading rows of the embedding that are sketched and digested alone: vocabularies grow at their end."""
 
+Row = tuple[Any, ...]
+
 _FIXED_POWER = 0.01  # how far the mean square of a fixed table's sample may be from 1/2
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TensorTraits:
-    """What was found in one tensor; sums run over its matrices.
+@dataclass(slots=True, eq=False)
+class Traits:
+    """What was found in some tensors; sums run over their matrices.
 
     Attributes:
-        info: The tensor.
-        digest: F0.
         position: Fixed-point sum of F1, int64 [1024].
         anchored: Fixed-point sum of F2, int64 [2016].
-        codes: F3 of every sketched matrix, rows of ``records.CODES``.
-        profiles: F4 of every matrix, rows of ``records.PROFILES``.
-        histogram: Sum of their histograms, int64 [2048].
+        histogram: Sum of the histograms of F4, int64 [2048].
+        digests: F0 of every tensor, by name, with its number of values.
+        codes: F3 of every sketched matrix, by name of its tensor: rows of ``records.CODES``.
+        profiles: F4 of every matrix likewise: rows of ``records.PROFILES``.
         nonfinite: NaN and infinite values in matrices that therefore have no sketch.
     """
 
-    info: TensorInfo
-    digest: TensorDigest
-    position: NDArray[np.int64]
-    anchored: NDArray[np.int64]
-    codes: NDArray[np.void]
-    profiles: NDArray[np.void]
-    histogram: NDArray[np.int64]
-    nonfinite: int
+    position: NDArray[np.int64] = field(default_factory=lambda: np.zeros(RUNS, np.int64))
+    anchored: NDArray[np.int64] = field(default_factory=lambda: np.zeros(PAIRS, np.int64))
+    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros(records.BINS, np.int64))
+    digests: list[tuple[str, TensorDigest, int]] = field(default_factory=list)
+    codes: list[tuple[str, Row]] = field(default_factory=list)
+    profiles: list[tuple[str, Row]] = field(default_factory=list)
+    nonfinite: int = 0
+
+    def add(self, other: Traits) -> None:
+        """Take over what was found in other tensors."""
+        self.position += other.position
+        self.anchored += other.anchored
+        self.histogram += other.histogram
+        self.digests += other.digests
+        self.codes += other.codes
+        self.profiles += other.profiles
+        self.nonfinite += other.nonfinite
 
 
 class TensorPass:
@@ -73,6 +83,7 @@ class TensorPass:
         anchors: Of the checkpoint, or None.
         info: The tensor.
         matrices: Those of its matrices that are eligible, in order.
+        traits: What is found is added here.
     """
 
     def __init__(
@@ -82,64 +93,49 @@ class TensorPass:
         anchors: Anchors | None,
         info: TensorInfo,
         matrices: Sequence[Matrix],
+        traits: Traits,
     ) -> None:
         self._checkpoint, self._anatomy, self._anchors, self._info = checkpoint, anatomy, anchors, info
-        self._queue = list(reversed(matrices))
+        self._queue, self._traits, self._is_weight = list(reversed(matrices)), traits, info.is_weight
         self._digest = _digest_of(info, prefixed=info.name in anatomy.tables)
         self._current: _MatrixPass | None = None
-        self._position, self._anchored = np.zeros(RUNS, np.int64), np.zeros(PAIRS, np.int64)
-        self._histogram = np.zeros(records.BINS, np.int64)
-        self._codes: list[NDArray[np.void]] = []
-        self._profiles: list[NDArray[np.float32]] = []
-        self._nonfinite = 0
+        self._codes: list[Row] = []
+        self._profiles: list[Row] = []
 
     def update(self, block: Block) -> None:
         """Take the next block."""
-        if self._info.is_weight:
-            self._digest.update(block.values, block.words)
-        else:
-            self._digest.update(block.words.astype(np.float32), block.words)
+        values = block.values if self._is_weight else block.words.astype(np.float32)
+        self._digest.update(values, block.words)
         if self._current is None and self._queue:
             self._current = _MatrixPass(self._queue.pop(), self._anatomy, self._anchors)
         if self._current is not None:
-            self._current.update(block)
+            self._current.update(values, block.start)
             if block.stop == self._current.matrix.stop:
                 self._close(self._current)
                 self._current = None
 
-    def finish(self) -> TensorTraits:
-        """Return what was found; rows carry the digest by which they are sorted and found."""
-        digest = self._digest.finish()
-        codes = np.array(self._codes, records.CODES)
-        profiles = np.zeros(len(self._profiles), records.PROFILES)
-        if self._profiles:
-            profiles["figures"] = self._profiles
-        codes["exact"] = profiles["exact"] = int.from_bytes(digest.exact, "little")
-        return TensorTraits(
-            self._info,
-            digest,
-            self._position,
-            self._anchored,
-            codes,
-            profiles,
-            self._histogram,
-            self._nonfinite,
-        )
+    def finish(self) -> None:
+        """Add what was found; rows start with the digest by which they are sorted and found."""
+        name, digest = self._info.name, self._digest.finish()
+        exact = int.from_bytes(digest.exact, "little")
+        self._traits.digests.append((name, digest, self._info.numel))
+        self._traits.codes += [(name, (exact, *row)) for row in self._codes]
+        self._traits.profiles += [(name, (exact, *row)) for row in self._profiles]
 
     def _close(self, work: _MatrixPass) -> None:
         profile = work.profile.finish()
-        self._profiles.append(profile.fields)
-        self._histogram += profile.histogram
+        self._profiles.append((profile.fields,))
+        self._traits.histogram += profile.histogram
         if not work.sketched or self._is_fixed(work.matrix, profile):
             return
         sketch = work.finish_sketch()
         if sketch is None:
             runs = (rows for _, rows in row_runs(self._checkpoint, work.matrix))
-            self._nonfinite += sum(int(rows.size - np.isfinite(rows).sum()) for rows in runs)
+            self._traits.nonfinite += sum(int(rows.size - np.isfinite(rows).sum()) for rows in runs)
             return
         position, anchored = fixed(sketch.vector), work.finish_gram()
-        self._position += position
-        self._anchored += anchored
+        self._traits.position += position
+        self._traits.anchored += anchored
         self._codes.append(_code_row(work, sketch, position, anchored))
 
     def _is_fixed(self, matrix: Matrix, profile: Profile) -> bool:
@@ -155,12 +151,15 @@ class TensorPass:
 
 def _digest_of(info: TensorInfo, *, prefixed: bool) -> DigestAccumulator:
     """Digest of decoded values; of stored bytes where values are integers or cannot be decoded."""
-    if not info.is_weight:
-        size = info.type.bits // 8
+    kind = info.type
+    if not kind.is_weight:
+        size = kind.bits // 8
         return DigestAccumulator("U8", (*info.shape, size) if size else (info.nbytes,))
-    _, rows, columns = info.matrices
-    shape = (*info.shape, 2) if info.type.values > 1 else info.shape
-    prefix = EMBEDDING_ROWS * columns if prefixed and rows >= columns else None
+    shape = (*info.shape, 2) if kind.values > 1 else info.shape
+    prefix = None
+    if prefixed:
+        _, rows, columns = info.matrices
+        prefix = EMBEDDING_ROWS * columns if rows >= columns else None
     return DigestAccumulator(info.dtype, shape, prefix_values=prefix)
 
 
@@ -193,9 +192,8 @@ class _MatrixPass:
                 residual = [side for side, width in sides.items() if width == anchors.width]
                 self._grams = [GramAccumulator(anchors, rows, columns, side) for side in residual]
 
-    def update(self, block: Block) -> None:
-        start, columns = block.start - self.matrix.start, self.matrix.columns
-        values = block.values
+    def update(self, values: NDArray[np.float32], position: int) -> None:
+        start, columns = position - self.matrix.start, self.matrix.columns
         self.profile.update(values, start)
         for gram in self._grams:
             gram.update(values, start)
@@ -221,11 +219,8 @@ class _MatrixPass:
 
 def _code_row(
     work: _MatrixPass, sketch: Sketch, position: NDArray[np.int64], anchored: NDArray[np.int64]
-) -> NDArray[np.void]:
-    row = np.zeros((), records.CODES)
-    row["rows"], row["columns"] = work.matrix.rows, work.matrix.columns
-    row["flags"] = records.IS_EMBEDDING * work.is_embedding | records.HAS_GRAM * bool(anchored.any())
-    row["norm"] = sketch.weight_norm
-    row["position"] = code(quantise(position), RUNS)
-    row["anchored"] = code(fold(anchored))
-    return row
+) -> Row:
+    """Columns of ``records.CODES`` from the second on."""
+    flags = records.IS_EMBEDDING * work.is_embedding | records.HAS_GRAM * bool(anchored.any())
+    codes = code(quantise(position), RUNS), code(fold(anchored))
+    return (work.matrix.rows, work.matrix.columns, 0, flags, sketch.weight_norm, *codes)
