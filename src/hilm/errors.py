@@ -18,6 +18,8 @@ builtin a caller would expect, so ``except ValueError`` or ``except OSError`` ke
     │   ├── AmbiguousCheckpoint
     │   ├── CorruptCheckpoint
     │   ├── UnsupportedFormat
+    │   ├── PackedFormatUnsupported
+    │   ├── UnsafePickle
     │   ├── NotAReel
     │   ├── UnsupportedVersion
     │   └── NotAStore
@@ -27,6 +29,12 @@ builtin a caller would expect, so ``except ValueError`` or ``except OSError`` ke
     │   └── BaseMismatch
     ├── MissingExtra               exit 4   (ImportError)
     ├── NetworkError               exit 5   (ConnectionError)
+    │   ├── NotFound                        the server does not have it
+    │   ├── AuthRequired                    gated, private, or the token is refused
+    │   ├── OfflineError                    offline, and not in the local cache
+    │   ├── RateLimited
+    │   ├── RangeUnsupported
+    │   └── RemoteSourceChanged
     ├── StorageError               exit 1   (OSError)
     ├── SourceChanged              exit 1   (RuntimeError)
     ├── MemoryLimitError           exit 1   (MemoryError)
@@ -156,6 +164,18 @@ class UnsupportedFormat(InputError):
     """A known format that this version does not read."""
 
 
+class PackedFormatUnsupported(InputError):
+    """Weights are stored in a quantised form that hilm cannot decode."""
+
+    default_hint = "convert the weights to a float type with the program that wrote them"
+
+
+class UnsafePickle(InputError):
+    """A pickle asks for more than building plain data."""
+
+    default_hint = "hilm runs no code from a checkpoint; look for a safetensors version of it"
+
+
 class NotAReel(InputError):
     """The file has no reel section."""
 
@@ -206,6 +226,42 @@ class NetworkError(HilmError, ConnectionError):
     """The network or the Hub did not answer as needed."""
 
     exit_code = 5
+
+
+class NotFound(NetworkError):
+    """The server does not have this repository, revision or file."""
+
+    default_hint = "check the spelling"
+
+
+class AuthRequired(NetworkError):
+    """The server wants a token, or the one it got may not read this."""
+
+    default_hint = "log in with hf auth login, or set HF_TOKEN"
+
+
+class OfflineError(NetworkError):
+    """The network may not be used and the local cache does not have this."""
+
+    default_hint = "unset HF_HUB_OFFLINE, or fetch it on a machine with a network: hf download"
+
+
+class RateLimited(NetworkError):
+    """The server asks for a longer pause than is worth waiting."""
+
+    default_hint = "try again later; requests with a token have a larger quota"
+
+
+class RangeUnsupported(NetworkError):
+    """The server sends whole files only."""
+
+    default_hint = "download the file first"
+
+
+class RemoteSourceChanged(NetworkError):
+    """A remote file is not, or no longer, the one that was announced."""
+
+    default_hint = "run the command again to read the new version"
 
 
 class StorageError(HilmError, OSError):
