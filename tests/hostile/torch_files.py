@@ -11,7 +11,7 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hilm import errors
 
@@ -106,8 +106,8 @@ def legacy(
     return b"".join(map(pickled, parts)) + data
 
 
-def old_tensor(view: bytes = b"N", **arguments: bytes) -> bytes:
-    return tensor(storage(view=view), **arguments)
+def old_tensor(view: bytes = b"N") -> bytes:
+    return tensor(storage(view=view))
 
 
 def cases() -> Iterator[HostileFile]:
@@ -192,7 +192,7 @@ def _calls() -> Iterator[tuple[type[errors.HilmError] | None, str, bytes]]:
 
 def _tensors() -> Iterator[tuple[type[errors.HilmError] | None, str, bytes]]:
     header, unsafe, corrupt = errors.HeaderError, errors.UnsafePickle, errors.CorruptCheckpoint
-    impossible = {
+    impossible: dict[str, dict[str, Any]] = {
         "offset-past-the-end": {"offset": 1}, "offset-negative": {"offset": -1},
         "offset-huge": {"offset": 1 << 62},
         "shape-too-large": {"shape": sizes(3)}, "shape-negative": {"shape": sizes(-1)},
@@ -206,7 +206,7 @@ def _tensors() -> Iterator[tuple[type[errors.HilmError] | None, str, bytes]]:
     }  # fmt: skip
     for name, arguments in impossible.items():
         yield header, name, table(w=tensor(**arguments))
-    strange = {
+    strange: dict[str, dict[str, Any]] = {
         "offset-text": {"stored": storage() + text("0")}, "storage-none": {"stored": b"N"},
         "storage-call": {"stored": b"cos\nenviron\n"},
     }  # fmt: skip

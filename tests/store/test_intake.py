@@ -105,11 +105,18 @@ def test_a_model_named_twice_is_done_once(house, store):
 def test_a_bad_model_among_good_ones_stops_nothing(house, store, tmp_path):
     (tmp_path / "empty").mkdir()
     write_model(tmp_path / "integers", {"ids": tiny()["embeddings.LayerNorm.bias"].astype("i4")})
-    bad = [tmp_path / "nowhere", tmp_path / "empty", tmp_path / "integers"]
+    (write_model(tmp_path / "gap", tiny(), shards=3) / "model-00002-of-00003.safetensors").unlink()
+    bad = [tmp_path / name for name in ("nowhere", "empty", "integers", "gap")]
     document = store.encode([bad[0], house / "base", *bad[1:], house / "tuned"], mode="sample", jobs=2)
     assert sorted(m["model"] for m in document["models"]) == ["base", "tuned"]
     assert sorted(f["model"] for f in document["failed"]) == sorted(map(str, bad))
     assert all(f["exit_code"] == 2 and f["message"] and f["hint"] for f in document["failed"])
+
+
+def test_a_batch_is_also_full_by_its_values(house, store, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_VALUES", 1000)
+    store.encode(every(house), mode="sample", jobs=1, max_params=500)
+    assert len(list(store.reels.glob("*.mp4"))) == 3
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pytest
+
+from hilm.errors import StorageError
 from hilm.reel.writer import ReelWriter
 from hilm.store.shelf import discard, hold, sweep
 
@@ -31,6 +34,11 @@ def test_a_sweep_takes_what_the_dead_left_and_nothing_else(house, store):
         left = {path.name for path in store.reels.iterdir()}
     others = {"archive-0123abcd.reel.mp4", "holiday.mp4", "x.part", "alive-0123abcd.reel.mp4.part"}
     assert left == mine | others
+
+
+def test_a_shelf_that_cannot_be_held_is_a_storage_error(tmp_path):
+    with pytest.raises(StorageError, match="cannot write"), hold(tmp_path / "nowhere"):
+        pass
 
 
 def test_every_run_sweeps(house, store):

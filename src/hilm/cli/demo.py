@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 import hilm
 from hilm.cli import options, output
 from hilm.cli.output import chance, clean, count, figure, table
-from hilm.cli.relatives import BATCH, cast, docstring_pairs, permute, prune, quantize, read, train, write
 from hilm.errors import HilmError
 from hilm.extras import require
-from hilm.weights import MemoryMonitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -100,7 +97,7 @@ class Demo:
         Raises:
             HilmError: A model could not be read or written.
         """
-        with MemoryMonitor() as memory:
+        with hilm.MemoryMonitor() as memory:
             self.derive(base)
             store = hilm.Store(self.out / "store")
             queries = self.recognise(store)
@@ -116,9 +113,23 @@ class Demo:
 
     def derive(self, base: Path) -> None:
         """Write the base and its relatives as checkpoint folders."""
+        from hilm.cli.relatives import (  # noqa: PLC0415 - the demo's help needs no numpy
+            BATCH,
+            cast,
+            docstring_pairs,
+            permute,
+            prune,
+            quantize,
+            read,
+            train,
+            write,
+        )
+
         tensors = read(base)
         heads = json.loads((base / "config.json").read_text("utf-8"))["num_attention_heads"]
-        self.tell(f"{BASE}: the real model, {count(sum(map(np.size, tensors.values())))} parameters")
+        self.tell(
+            f"{BASE}: the real model, {count(sum(tensor.size for tensor in tensors.values()))} parameters"
+        )
         write(self.model(BASE), base, tensors)
         makers: Mapping[str, Callable[[Tensors], Tensors]] = {
             "minilm-bf16": cast,

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 BATCH = 128
 """Models of one commit, and of one reel of samples."""
 
+BATCH_VALUES = 1 << 24
+"""Sampled values of one commit: 64 MiB."""
+
 PATIENCE = {"archive": 0.0, "index": 5.0, "sample": 60.0}
 """Seconds a result waits for others to be committed with."""
 
@@ -134,7 +137,9 @@ class Intake:
     def _take(self, result: Result, writer: ThreadPoolExecutor) -> None:
         self._ended += 1
         self._pending.append(result)
-        if len(self._pending) >= BATCH or time.monotonic() - self._since >= PATIENCE[self.plan.mode]:
+        values = sum(len(r.sample.values) for r in self._pending if r.sample is not None)
+        waited = time.monotonic() - self._since >= PATIENCE[self.plan.mode]
+        if waited or values >= BATCH_VALUES or len(self._pending) >= BATCH:
             self._flush(writer)
 
     def _flush(self, writer: ThreadPoolExecutor) -> None:

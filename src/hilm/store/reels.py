@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hilm.errors import StorageError
 from hilm.reel.decoder import Reel, decode_files
 from hilm.reel.verification import verify_reel
+from hilm.store.files import write_file
 from hilm.store.reading import no_progress
 from hilm.weights import open_checkpoint
 
@@ -57,18 +56,7 @@ def _write_tensor(reel: Reel, name: str, folder: Path) -> Path:
     header = json.dumps({name: place}).encode()
     header += b" " * (-len(header) % 8)
     path = folder / (re.sub(r"[^\w.-]", "_", name).lstrip(".")[:200] + ".safetensors")
-    part = path.with_suffix(".part")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            file.write(words.data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    write_file(path, len(header).to_bytes(8, "little"), header, words.data)
     return path
 
 

@@ -42,11 +42,19 @@ def search_store(
     query, path, ref_key = _query_print(store, model, progress)
     index = ScanIndex.open(store.catalog, store.path / "cache")
     matches = find_similar(
-        store.catalog, index, query, method=cast("Method", method), top_k=max(top_k, PROOFS), without=ref_key
+        store.catalog,
+        index,
+        query,
+        method=cast("Method", method),
+        top_k=2 * max(top_k, PROOFS),
+        without=ref_key,
     )
     if proof and method != "hierarchical":
         matches = _prove(path, matches, len(index.keys), progress)
-    return query.name, matches[:top_k]
+    best: dict[bytes, Match] = {}
+    for match in matches:  # equal weights beside different tokenizers have several fingerprints
+        best.setdefault(match.model["ref_key"], match)
+    return query.name, list(best.values())[:top_k]
 
 
 def _query_print(store: Store, model: str | PathLike[str], progress: Progress) -> tuple[Print, str, bytes]:

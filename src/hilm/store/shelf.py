@@ -5,14 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from hilm.errors import HilmError, StorageError
 from hilm.lineage.catalog import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-    from contextlib import AbstractContextManager
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from hilm.lineage.catalog import Catalog
@@ -24,13 +24,21 @@ LOCK_SECONDS = 600.0
 _SAMPLES = re.compile(r"sample-[0-9a-f]{16}\.reel\.mp4")
 
 
-def hold(reels: Path) -> AbstractContextManager[None]:
+@contextmanager
+def hold(reels: Path) -> Iterator[None]:
     """Keep other programs from committing reels, and from sweeping.
 
     Raises:
         CatalogBusy: Another program held the shelf for ten minutes.
+        StorageError: The operating system refuses something.
     """
-    return locked(reels / "lock", LOCK_SECONDS)
+    try:
+        with locked(reels / "lock", LOCK_SECONDS):
+            yield
+    except OSError as error:
+        if isinstance(error, HilmError):
+            raise
+        raise StorageError(f"cannot write {error.filename or reels}: {error.strerror}") from error
 
 
 def discard(catalog: Catalog, reels: Path, names: Collection[str]) -> list[str]:

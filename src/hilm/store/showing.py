@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hilm.errors import InputError, StorageError, UsageError
+from hilm.errors import InputError, UsageError
 from hilm.reel.decoder import Reel
 from hilm.reel.pictures import draw_checkpoint
 from hilm.reel.preview import contact_sheets
+from hilm.store.files import write_file
 from hilm.weights import open_checkpoint
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _write_sheets(row: dict[str, Any], out: Path) -> list[Path]:
         sheets = contact_sheets(cells, model=row["name"], parameters=row["parameters"])
         for number, png in enumerate(sheets):
             path = out if number == 0 else out.with_stem(f"{out.stem}-{number + 1}")
-            _write(path, png)
+            write_file(path, png)
             written.append(path)
     return written
 
@@ -74,19 +74,6 @@ def _write_film(model: str, paths: list[Path], out: Path) -> Path:
     for path in reversed(paths):
         with Reel.open(path) as reel:
             if reel.file.manifest["front"] is not None:
-                _write(out, reel.file.front)
+                write_file(out, reel.file.front)
                 return out
     raise UsageError(f"no reel of {model} has a film", hint="hilm encode makes one")
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error

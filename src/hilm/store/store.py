@@ -125,24 +125,8 @@ class Store:
             UsageError: Options that do not go together.
             StorageError: The store cannot be written.
         """
-        if mode not in _MODES:
-            raise UsageError(f"there is no mode {mode!r}", hint=f"modes: {', '.join(_MODES)}")
-        options: dict[str, Any] = {"preview": preview}
-        if mode == "sample":
-            if max((chunk_size or DEFAULT_CHUNK) if stream else (max_params or 0), 1) > MAX_FRAME:
-                raise UsageError(
-                    f"a frame holds at most {MAX_FRAME:,} values", hint="--stream makes many frames"
-                )
-            options |= {
-                "limit": max_params or DEFAULT_SAMPLE,
-                "chunk_size": (chunk_size or DEFAULT_CHUNK) if stream else None,
-                "layers": tuple(layers) if layers else None,
-                "exclude_layers": tuple(exclude_layers) if exclude_layers else None,
-            }
-        elif max_params or stream or chunk_size or layers or exclude_layers:
-            raise UsageError(
-                "an archive keeps everything: it takes no sampling options", hint="--mode sample"
-            )
+        sampling = {"limit": max_params, "layers": layers, "exclude_layers": exclude_layers}
+        options = _job_options(mode, sampling, chunk_size, stream=stream) | {"preview": preview}
         intake = self._intake(mode, options, force=force, progress=progress)
         intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
         return {"models": [*intake.plan.skipped.values(), *intake.done.values()], "failed": intake.failed}
@@ -310,6 +294,26 @@ class Store:
             "removed": model,
             "deleted_reels": discard(self.catalog, self.reels, self.catalog.delete([model])),
         }
+
+
+def _job_options(
+    mode: str, sampling: dict[str, Any], chunk_size: int | None, *, stream: bool
+) -> dict[str, Any]:
+    """Fields of a job that say how it samples; none for an archive."""
+    if mode not in _MODES:
+        raise UsageError(f"there is no mode {mode!r}", hint=f"modes: {', '.join(_MODES)}")
+    if mode == "archive":
+        if stream or chunk_size or any(sampling.values()):
+            raise UsageError(
+                "an archive keeps everything: it takes no sampling options", hint="--mode sample"
+            )
+        return {}
+    limit = sampling["limit"] or DEFAULT_SAMPLE
+    frame = (chunk_size or DEFAULT_CHUNK) if stream else limit
+    if frame > MAX_FRAME:
+        raise UsageError(f"a frame holds at most {MAX_FRAME:,} values", hint="--stream makes many frames")
+    layers = {key: tuple(sampling[key] or ()) or None for key in ("layers", "exclude_layers")}
+    return {"limit": limit, "chunk_size": frame if stream else None, **layers}
 
 
 def _describe_match(match: Match) -> dict[str, Any]:

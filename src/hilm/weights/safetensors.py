@@ -145,7 +145,7 @@ def _check_metadata(metadata: object) -> dict[str, str]:
 
 
 def _check_entry(name: str, entry: object, data_start: int) -> Entry:
-    _check_name(name)
+    check_name(name)
     if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
         raise HeaderError("entry", f"{name!r} lacks dtype, shape or data_offsets")
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
@@ -167,7 +167,12 @@ def _check_entry(name: str, entry: object, data_start: int) -> Entry:
     return Entry(name, dtype.name, shape, data_start + begin, data_start + end)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse a tensor's name that is empty, over 4 KiB, no Unicode text, or holds control characters.
+
+    Raises:
+        HeaderError: With the code ``name``.
+    """
     if not 1 <= len(name.encode("utf-8", "surrogatepass")) <= MAX_NAME:
         raise HeaderError("name", f"a name of {len(name):,} characters; 1 to {MAX_NAME} bytes are read")
     if not _CONTROL.isdisjoint(name) or not _is_unicode(name):

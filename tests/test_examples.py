@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SAYS = {
+    "01_look_inside.py": [
+        r"^22,713,216 parameters in 104 tensors$",
+        r"^  embedding +11,9\d\d,\d{3}$",
+        r"^22,713,216 values read, at most \d+ MiB taken$",
+        r"^  mlp +mean [+-]0\.\d{4}  std 0\.\d{4}  max \d\.\d{3}$",
+        r"^largest attention weight: \d\.\d{3}$",
+    ],
+    "02_find_relatives.py": [r": pruned \(z \d\d\.\d, p \d\.\de-\d{3}\)$", r" 50% of it is zero "],
+    "03_archive_and_verify.py": [
+        r"\.mp4: 2\d\.\d\d bits a weight$",
+        r"^[1-9]\d+ parts checked, 0 bad$",
+        r"^104 tensors restored to .*, same bits: True$",
+        r"^embeddings\.word_embeddings\.weight: equal True$",
+    ],
+}
+
+
+def test_every_example_is_listed_and_short():
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(SAYS)
+    for name in SAYS:
+        assert len((EXAMPLES / name).read_text("utf-8").splitlines()) <= 40, name
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_examples_run_and_say_the_truth(name, tmp_path):
+    source = str(EXAMPLES.parent / "src")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / name],
+        env={**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", source)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for line in SAYS[name]:
+        assert re.search(line, done.stdout, re.MULTILINE), (line, done.stdout)
