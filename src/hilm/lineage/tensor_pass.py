@@ -156,8 +156,8 @@ class TensorPass:
 def _digest_of(info: TensorInfo, *, prefixed: bool) -> DigestAccumulator:
     """Digest of decoded values; of stored bytes where values are integers or cannot be decoded."""
     if not info.is_weight:
-        size = info.type.bits // 8
-        return DigestAccumulator("U8", (*info.shape, size) if size else (info.nbytes,))
+        apart = info.type.block == 1
+        return DigestAccumulator("U8", (*info.shape, info.type.block_bytes) if apart else (info.nbytes,))
     _, rows, columns = info.matrices
     shape = (*info.shape, 2) if info.type.values > 1 else info.shape
     prefix = EMBEDDING_ROWS * columns if prefixed and rows >= columns else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hilm.errors import NotAStore, StorageError, UnknownModel, UsageError
 from hilm.store.reading import no_progress
+from hilm.weights.folder import is_hub_id, is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -190,14 +191,29 @@ class Store:
         return {"query": query, "method": method, "matches": [_describe_match(m) for m in matches]}
 
     def locate(self, model: str | PathLike[str]) -> str:
-        """A path as it is, or where the model of that name was when it was taken in.
+        """Where the model of that name was when it was taken in; a path, Hub id or URL as it is.
 
         Raises:
-            UnknownModel: Neither a path nor a name in the store.
+            UnknownModel: Nothing of these.
         """
-        if os.path.exists(model):  # noqa: PTH110 - may be text that is no path
-            return os.fspath(model)
-        return str(self.row(os.fspath(model))["uri"])
+        row = self.find(model)
+        return os.fspath(model) if row is None else str(row["uri"])
+
+    def find(self, model: str | PathLike[str]) -> dict[str, Any] | None:
+        """Row of the ``models`` table; None for a path, a URL, or what may be one on the Hub.
+
+        Raises:
+            UnknownModel: Nothing of these.
+        """
+        text = os.fspath(model)
+        if os.path.exists(model) or is_remote(text):  # noqa: PTH110 - may be text that is no path
+            return None
+        try:
+            return self.row(text)
+        except UnknownModel:
+            if is_hub_id(text):
+                return None
+            raise
 
     def row(self, name: str) -> dict[str, Any]:
         """Row of the ``models`` table.

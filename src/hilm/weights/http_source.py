@@ -119,6 +119,11 @@ class HttpSource:
             raise
         return source
 
+    @property
+    def state(self) -> str:
+        """URL, size and ETag."""
+        return f"{self.name}|{self.size}|{self.etag}"
+
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes of one range."""
         out = np.empty(stop - start, np.uint8)
