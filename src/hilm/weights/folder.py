@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from hilm.errors import (
     AmbiguousCheckpoint,
@@ -186,7 +187,7 @@ def _locate_on_hub(
         raise UsageError(
             f"{uri[:200]!r} is not an address on the Hub", hint="hf://organisation/name@revision"
         )
-    revision, inside = revision or match["revision"], match["inside"] or ""
+    revision, inside = revision or unquote(match["revision"] or ""), match["inside"] or ""
     repository = locate_hub(match["repo"], revision=revision, token=token, offline=offline)
     is_file = inside in repository.files
     folder = inside.rpartition("/")[0] if is_file else inside
