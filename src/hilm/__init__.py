@@ -9,7 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hilm.store import Store, decode, diff, encode, index, inspect, search, stream, verify
+    from hilm.store import (
+        Store,
+        decode,
+        diff,
+        encode,
+        index,
+        inspect,
+        read_tensor,
+        search,
+        stream,
+        verify,
+    )
     from hilm.weights import (
         Checkpoint,
         ChunkMetadata,
@@ -22,24 +33,28 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Store": "hilm.store",
-    "decode": "hilm.store",
-    "diff": "hilm.store",
-    "encode": "hilm.store",
-    "index": "hilm.store",
-    "inspect": "hilm.store",
-    "search": "hilm.store",
-    "stream": "hilm.store",
-    "verify": "hilm.store",
-    "Checkpoint": "hilm.weights",
-    "ChunkMetadata": "hilm.weights",
-    "MemoryEfficientParameterStreamer": "hilm.weights",
-    "MemoryMonitor": "hilm.weights",
-    "StreamingConfig": "hilm.weights",
-    "StreamingProgress": "hilm.weights",
-    "open_checkpoint": "hilm.weights",
-}
+_STORE = (
+    "Store",
+    "decode",
+    "diff",
+    "encode",
+    "index",
+    "inspect",
+    "read_tensor",
+    "search",
+    "stream",
+    "verify",
+)
+_WEIGHTS = (
+    "Checkpoint",
+    "ChunkMetadata",
+    "MemoryEfficientParameterStreamer",
+    "MemoryMonitor",
+    "StreamingConfig",
+    "StreamingProgress",
+    "open_checkpoint",
+)
+_HOMES = dict.fromkeys(_STORE, "hilm.store") | dict.fromkeys(_WEIGHTS, "hilm.weights")
 
 __all__ = [
     "Checkpoint",
@@ -55,6 +70,7 @@ __all__ = [
     "index",
     "inspect",
     "open_checkpoint",
+    "read_tensor",
     "search",
     "stream",
     "verify",

@@ -60,7 +60,7 @@ def test_stream_shows_speed_memory_and_layers():
         "progress_percent": 50.0,
         "processed_parameters": 1000,
         "total_parameters": 2000,
-        "chunks_encoded": 4,
+        "chunks": 4,
         "processing_rate": 12_500_000.0,
         "elapsed_time": 61.2,
         "memory_usage_mb": 100.0,

@@ -6,7 +6,14 @@ import pytest
 from hilm.cli.searching import compared, found, indexed
 
 MATCHES = [
-    {"model": "base", "score": 0.98765, "z": 312.4, "p_value": 0.0, "relation": "fine-tune"},
+    {
+        "model": "base",
+        "score": 0.98765,
+        "z": 312.4,
+        "p_value": 0.0,
+        "relation": "fine-tune",
+        "sentence": "q differs from base by training.",
+    },
     {"model": "other\x1b", "score": 0.01, "z": None, "p_value": 0.6, "relation": "independent"},
 ]
 
@@ -17,6 +24,7 @@ def test_search_ranks_matches_with_their_evidence():
     assert lines[2].split() == ["#", "model", "relation", "score", "z", "p"]
     assert lines[3].split() == ["1", "base", "fine-tune", "0.9877", "312.4", "<", "1e-300"]
     assert lines[4].split() == ["2", "other\ufffd", "independent", "0.0100", "-", "0.6"]
+    assert lines[6] == "q differs from base by training."
 
 
 def test_search_without_matches_says_what_to_look_at():

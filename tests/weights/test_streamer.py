@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hilm import errors
 from hilm.weights import MemoryEfficientParameterStreamer, StreamingConfig, open_checkpoint
 from hilm.weights.blocks import RING, STALE
-from hilm.weights.memory import MemoryMonitor
 from hilm.weights.streamer import as_runs
 from hilm.weights.tensor import BLOCK_VALUES
 from tests.tiny import bert_like, file_bytes, stored, write_model
@@ -209,12 +208,3 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path):
 
 def test_as_runs():
     assert as_runs(np.array([1, 2, 3, 7, 9, 10])) == ((1, 4), (7, 8), (9, 11))
-
-
-def test_the_monitor_counts_private_memory():
-    with MemoryMonitor(interval=0.01) as monitor:
-        before = monitor.sample()
-        held = np.ones(50 << 17)
-        assert monitor.sample() > before + 40
-        del held
-    assert monitor.peak_mb > before + 40

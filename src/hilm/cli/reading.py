@@ -119,7 +119,7 @@ def streamed(document: Document) -> str:
     ]
     facts = {
         "read": f"{read} of {total} parameters ({document['progress_percent']:.1f} %)",
-        "chunks": f"{document['chunks_encoded']:,}",
+        "chunks": f"{document['chunks']:,}",
         "time": f"{seconds(document['elapsed_time'])}, {rate}",
         "peak memory": f"{document['peak_memory_mb']:,.0f} MB",
     }

@@ -69,7 +69,7 @@ def named(entry: str | Document) -> str:
     type=click.Choice(["features", "hierarchical", "hybrid"]),
     default="hybrid",
     show_default=True,
-    help="The evidence that ranks: shape of the weights, sketches level by level, or both.",
+    help="What is compared: weights as they lie (hierarchical), token geometry (features), or both.",
 )
 @click.option(
     "--top-k", type=click.IntRange(min=1), default=10, show_default=True, metavar="K", help="Matches."
@@ -115,6 +115,8 @@ def found(document: Document) -> str:
                     for rank, match in enumerate(matches, 1)
                 ],
             ),
+            "",
+            clean(matches[0]["sentence"]),
         ]
     )
 
@@ -148,6 +150,8 @@ def compared(document: Document, *, everything: bool) -> str:
         f"{document['relation']}: score {figure(document['score'])}, p {chance(document['p_value'])}",
         f"{len(tensors) - len(changed):,} of {count(len(tensors))} tensors identical",
     ]
+    if document["relation"] == "permuted":
+        lines.append("tensors are compared as they lie, in bases that differ")
     if shown:
         rows = [
             [

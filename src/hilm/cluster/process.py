@@ -28,7 +28,7 @@ from hilm.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-RECYCLE_AFTER = 200
+RECYCLE_AFTER = 2_000
 """Tasks after which a worker is replaced, so that what libraries leak stays bounded."""
 
 ONE_THREAD = {

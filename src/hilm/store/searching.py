@@ -12,6 +12,7 @@ from hilm.errors import InputError, NetworkError, StorageError, UnknownModel
 from hilm.lineage.fingerprint import fingerprint
 from hilm.lineage.scan import ScanIndex
 from hilm.lineage.search import Match, Method, Print, find_similar, rank
+from hilm.lineage.statistics import GRAM_NULL
 from hilm.lineage.units import match_units
 from hilm.lineage.verdict import verdict
 from hilm.store.work import reference_key
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 PROOFS = 8
 """Candidates whose weights are read at most."""
+
+HINT = 3.0
+"""Standard score of the token geometry below which weights are not read: relatives score above 6."""
 
 
 def search_store(
@@ -88,15 +92,20 @@ def _prove(path: str, matches: list[Match], n: int, progress: Progress) -> list[
     """Match hidden units of models of equal shapes not established: that sees through permutations."""
     proved, left = [], PROOFS
     for number, match in enumerate(matches):
-        sides = match.evidence.a, match.evidence.b
-        unclear = match.verdict.relation == "independent" and sides[0].width == sides[1].width
-        if not unclear or not left:
+        if not left or not _is_unclear(match):
             proved.append(match)
             continue
         left -= 1
         progress(number, len(matches), f"proof: {match.model['name']}")
         proved.append(_with_units(path, match, n))
     return rank(proved)
+
+
+def _is_unclear(match: Match) -> bool:
+    """Whether nothing is established, but the shapes fit and the token geometry does not speak against it."""
+    evidence = match.evidence
+    fits = match.verdict.relation == "independent" and evidence.a.width == evidence.b.width
+    return fits and (evidence.gram is None or GRAM_NULL.z(evidence.gram) >= HINT)
 
 
 def _with_units(path: str, match: Match, n: int) -> Match:
