@@ -105,7 +105,7 @@ class Store:
         """Film models and catalogue their fingerprints, all in one pass over each.
 
         Args:
-            models: Folders or files.
+            models: Folders, files, Hub ids or URLs.
             mode: ``archive`` keeps every bit; ``sample`` keeps some values, one frame per model.
             max_params: Values of a sample, spread over all tensors.
             stream: One frame per chunk instead.
@@ -171,7 +171,7 @@ class Store:
         """Find relatives of a model.
 
         Args:
-            model: A folder or file, or the name of a model in the store.
+            model: A folder, file, Hub id or URL, or the name of a model in the store.
             method: ``hierarchical`` (same coordinates), ``features`` (any coordinates) or ``hybrid``.
             top_k: How many matches to return.
             proof: Read the weights of likely relatives whose fingerprints alone prove nothing.

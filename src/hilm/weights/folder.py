@@ -13,8 +13,8 @@ from hilm.errors import (
     AmbiguousCheckpoint,
     CorruptCheckpoint,
     MissingShard,
+    NetworkError,
     NotACheckpoint,
-    NotFound,
     OfflineError,
     StorageError,
     UnsafePath,
@@ -138,7 +138,7 @@ def locate(
         raise NotACheckpoint(f"there is no file or folder {text!r}")
     try:
         return _locate_on_hub(f"hf://{text}", revision, token, offline)
-    except (NotFound, OfflineError) as error:
+    except NetworkError as error:
         error.message = f"there is no file or folder {text!r}; as a Hub id: {error.message}"
         error.args = (error.message,)
         raise
