@@ -40,7 +40,6 @@ BAD = [
     (["rm", "nobody"], 2),
     (["list", "--storage-dir", "base"], 2),
     (["stats", "--storage-dir", "base/model.safetensors"], 2),
-    (["encode", "--download-popular"], 5),
 ]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from hilm import errors
 from hilm.weights import open_checkpoint
+from hilm.weights.checkpoint import REORDERED
 from hilm.weights.formats import FORMATS
 from tests.hostile import gguf_files, torch_files
 from tests.weights.other_formats import FILES, write_format, write_gguf
@@ -162,3 +164,29 @@ def test_metadata_of_gguf_is_text(tmp_path):
     with open_checkpoint(tmp_path) as checkpoint:
         assert checkpoint.metadata == {"general.architecture": "llama", "llama.block_count": "7"}
         json.dumps(checkpoint.metadata)
+
+
+def test_big_endian_files_are_put_in_order_for_every_reader(tmp_path):
+    values = np.arange(1, 3, dtype=np.float32)
+    body = torch_files.table(w=torch_files.tensor())
+    members = torch_files.members(torch_files.pickled(body))
+    big = {"a/byteorder": b"big", "a/data/0": values.astype(">f4").tobytes()}
+    (tmp_path / "pytorch_model.bin").write_bytes(torch_files.archive(members | big))
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert not checkpoint.tensors["w"].in_order
+        assert checkpoint.words("w").tobytes() == values.tobytes()
+        assert checkpoint.values("w", 1, 2).tolist() == [2.0]
+        (block,) = checkpoint.blocks()
+        assert block.words.tobytes() == values.tobytes()
+
+
+def test_only_a_few_tensors_are_kept_in_order_at_a_time(tmp_path):
+    tensors = {f"t{i:02}": torch.full((200, 300), float(i)).T.contiguous().T for i in range(12)}
+    size = 200 * 300 * 4
+    with open_checkpoint(write_format(tmp_path, tensors, "torch")) as checkpoint:
+        tracemalloc.start()
+        for block in checkpoint.blocks():
+            assert block.values[0] == float(block.info.name[1:])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < (REORDERED + 4) * size + 3 * (4 << 18)
