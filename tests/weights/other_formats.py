@@ -19,7 +19,7 @@ def write_gguf(path, tensors, metadata=None):
     """``tensors``: name → torch tensor, or (packed bytes as uint8 [rows, bytes], type)."""
     writer = GGUFWriter(path, "llama")
     for key, value in (metadata or {}).items():
-        writer.add_uint16(key, value)
+        writer.add_array(key, value) if isinstance(value, list) else writer.add_uint16(key, value)
     for name, tensor in tensors.items():
         if isinstance(tensor, tuple):
             writer.add_tensor(name, tensor[0], raw_dtype=GGMLQuantizationType[tensor[1]])

@@ -14,9 +14,10 @@ from hilm.weights import content_key, hub_files, open_checkpoint
 from hilm.weights.folder import INDEX, Location, _choose, locate
 from hilm.weights.places import HubPlace, LocalPlace, read_small
 from hilm.weights.retry import Patience
+from hilm.weights.selection import Selection
 from tests.servers import COMMIT, Hub, Server, reach
 from tests.tiny import bert_like, write_model
-from tests.weights.other_formats import write_format
+from tests.weights.other_formats import write_format, write_gguf
 
 BASE = "org/model"
 
@@ -241,3 +242,19 @@ def test_files_of_folders_are_side_files_hidden_ones_are_not(hub, repository, tm
     (tmp_path / "sub" / ".x.json").write_text("")
     (tmp_path / "sub" / "y.json").write_text("")
     assert LocalPlace(tmp_path).deep_names() == ["sub/y.json"]
+
+
+def test_a_long_header_costs_no_weights(hub, tmp_path):
+    """The vocabulary of a GGUF file is larger than what opening fetches; reading through it is no stream."""
+    words = [f"word number {i}" for i in range(150_000)]
+    path = write_gguf(tmp_path / "a.gguf", {"w": torch.zeros(3000, 3200)}, {"tokenizer.ggml.tokens": words})
+    data = path.read_bytes()
+    with Server({"/a.gguf": data}) as server, open_checkpoint(server.url("/a.gguf")) as checkpoint:
+        header = checkpoint.tensors["w"].span.start
+        assert header > 3 << 20
+        assert sum(stop - start for start, stop in server.ranges()) < 2 * header
+        asked = len(server.seen)
+        assert asked <= 6
+        values = Selection.of(checkpoint, 20_000).values(checkpoint)
+        assert len(values) == 20_000
+        assert len(server.seen) - asked <= -(-len(data) // (8 << 20)) + 2

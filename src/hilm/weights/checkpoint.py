@@ -197,9 +197,13 @@ class Checkpoint:
         """Tensors with what reads them; a file learns what it will be asked for when its turn comes."""
         for number, group in groupby(wanted, key=lambda info: info.span.file):
             tensors = list(group)
-            self._sources[number].expect([(info.span.start, info.span.stop) for info in tensors])
+            self.expect(number, ((info, 0, info.numel) for info in tensors))
             for info in tensors:
                 yield info, self.source(info)
+
+    def expect(self, number: int, ranges: Iterable[tuple[TensorInfo, int, int]]) -> None:
+        """Announce what will be read next of ``files[number]``: tensors, each with a range of its values."""
+        self._sources[number].expect(_byte_runs(ranges))
 
     def read_file(self, number: int, start: int, stop: int) -> bytes:
         """Bytes of ``files[number]``, tensor data or not."""
@@ -209,6 +213,16 @@ class Checkpoint:
         """Raise ``SourceChanged`` if any file is no longer the one that was opened."""
         for source in self._sources:
             source.check_unchanged()
+
+
+def _byte_runs(ranges: Iterable[tuple[TensorInfo, int, int]]) -> Iterator[tuple[int, int]]:
+    """Positions of the bytes that hold ranges of values; a tensor not stored in order is read whole."""
+    for info, start, stop in ranges:
+        if info.in_order:
+            last = info.type.nbytes(stop + -stop % info.type.block)
+            yield info.span.start + info.type.nbytes(start), info.span.start + last
+        else:
+            yield info.span.start, info.span.stop
 
 
 def open_checkpoint(
