@@ -7,6 +7,7 @@ import pytest
 
 import hilm
 from hilm.errors import OfflineError
+from hilm.lineage.fingerprint import fingerprint
 from hilm.store.work import reference_key
 from tests.reel.archives import contents
 from tests.servers import COMMIT, Hub, reach
@@ -93,3 +94,13 @@ def test_offline_is_exit_5(hub, store, monkeypatch):
     with pytest.raises(OfflineError):
         hilm.inspect("org/base")
     assert store.index(["org/base"])["failed"][0]["exit_code"] == 5
+
+
+def test_a_fingerprint_costs_few_requests(hub, store):
+    """Of one file: its header, its rows of anchors and its values, each a range or two."""
+    store.index(["org/base"])
+    hub.seen.clear()
+    hub.cdn.seen.clear()
+    with hilm.open_checkpoint("org/tuned") as checkpoint:
+        fingerprint(checkpoint)
+    assert len(hub.seen) + len(hub.cdn.seen) <= 10
