@@ -24,6 +24,7 @@ os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 BRISK = Patience(connect=2, silence=0.5, tries=4, first=0.01, longest=0.05, obey=1.0)
 COMMIT = "c0ffee" + "0" * 34
+LARGE = (".safetensors", ".bin", ".gguf")
 
 
 def forget_connections() -> None:
@@ -199,13 +200,14 @@ class _Handler(BaseHTTPRequestHandler):
 class Hub(Server):
     """Answers as the Hub does: a listing per revision, small files itself, large ones by a redirect to a CDN.
 
-    ``repositories``: id → {file name: bytes}. Files whose name ends in ``.safetensors`` are large (LFS).
+    ``repositories``: id → {file name: bytes}. Weight files are large (LFS).
     """
 
     def __init__(self, repositories: dict[str, dict[str, bytes]], **options) -> None:
         super().__init__(**options)
         self.cdn = Server()
         self.repositories = repositories
+        self.cards: dict[str, dict] = {}
         self.token = ""  # when set, repositories want it
         self.signature = 0  # of the location given last
         for files in repositories.values():
@@ -241,14 +243,15 @@ class Hub(Server):
 
     def _list(self, repository):
         siblings = [_sibling(name, body) for name, body in self.repositories[repository].items()]
-        body = json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode()
+        listing = {"id": repository, "sha": COMMIT, "siblings": siblings}
+        body = json.dumps(listing | {"cardData": self.cards.get(repository)}).encode()
         return Fault(200, {"Content-Type": "application/json"}, body=body)
 
     def _resolve(self, repository, revision, name):
         body = self.repositories[repository].get(name)
         if body is None:
             return Fault(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-        if not name.endswith(".safetensors"):
+        if not name.endswith(LARGE):
             self.files[f"/{repository}/resolve/{revision}/{name}"] = body
             self.etags[f"/{repository}/resolve/{revision}/{name}"] = git_id(body)
             return Fault(headers={"X-Repo-Commit": COMMIT})
@@ -263,13 +266,22 @@ class Hub(Server):
         return Fault(302, headers, body=b"")
 
 
+def reach(hub: Hub, monkeypatch, home: Path) -> None:
+    """Let the process use this Hub, without token and cache."""
+    for name in ("HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", hub.url(""))
+
+
 def git_id(body: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
 
 
 def _sibling(name: str, body: bytes) -> dict:
     sibling = {"rfilename": name, "size": len(body), "blobId": git_id(body)}
-    if name.endswith(".safetensors"):
+    if name.endswith(LARGE):
         sibling["lfs"] = {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 130}
     return sibling
 

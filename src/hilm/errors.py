@@ -113,7 +113,7 @@ class InputError(HilmError, ValueError):
 class NotACheckpoint(InputError):
     """There are no weights here that hilm can read."""
 
-    default_hint = "give a folder or file with safetensors weights"
+    default_hint = "give a folder or file with safetensors, PyTorch or GGUF weights, or a Hub id"
 
 
 class HeaderError(InputError):

@@ -26,20 +26,20 @@ GOOD = [
     (["rm", "base"], {"removed", "deleted_reels"}),
 ]
 BAD = [
-    (["inspect", "nowhere"], 2),
+    (["inspect", "./nowhere"], 2),
     (["stream", "base", "--layers", "atention"], 2),
-    (["encode", "nowhere"], 2),
+    (["encode", "./nowhere"], 2),
+    (["encode", "nowhere"], 5),
     (["encode", "base", "--storage-dir", "stranger"], 2),
     (["decode", "nowhere", "out"], 2),
     (["verify", "base/model.safetensors"], 2),
     (["index", "stranger/../nowhere"], 2),
-    (["search", "nowhere"], 2),
-    (["diff", "base", "nowhere"], 2),
+    (["search", "./nowhere"], 2),
+    (["diff", "base", "./nowhere"], 2),
     (["show", "nobody"], 2),
     (["rm", "nobody"], 2),
     (["list", "--storage-dir", "base"], 2),
     (["stats", "--storage-dir", "base/model.safetensors"], 2),
-    (["encode", "--download-popular"], 5),
 ]
 
 

@@ -9,6 +9,7 @@ from hilm.lineage.anatomy import dissect
 from hilm.lineage.gram import WORDS
 from hilm.lineage.tokens import find_words, read_anchors, read_vocabulary
 from hilm.weights.checkpoint import open_checkpoint
+from hilm.weights.places import LocalPlace
 from tests.lineage.family import TABLE, write_tokenizer
 from tests.tiny import bert_like, write_model
 
@@ -50,7 +51,7 @@ def test_markers_of_other_tokenizers(tmp_path, make):
     write_tokenizer(tmp_path, make(WORDS))
     anchors, _ = anchors_of(tmp_path, bert_like(layers=1))
     assert (anchors.kind, anchors.mask) == ("text-64/1", 0)
-    vocabulary = read_vocabulary(tmp_path)
+    vocabulary = read_vocabulary(LocalPlace(tmp_path))
     assert find_words(vocabulary, ["the", "code"]) == [100, 163]
 
 
@@ -64,7 +65,7 @@ def test_all_tokenizers_with_the_same_ids_give_the_same_anchors(tmp_path):
 
 def test_a_vocab_json_is_read(tmp_path):
     tmp_path.joinpath("vocab.json").write_text(json.dumps({f"Ġ{w}": i for i, w in enumerate(WORDS)}))
-    assert find_words(read_vocabulary(tmp_path), WORDS) == list(range(64))
+    assert find_words(read_vocabulary(LocalPlace(tmp_path)), WORDS) == list(range(64))
 
 
 def test_missing_words_are_masked(tmp_path):

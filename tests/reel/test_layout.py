@@ -29,7 +29,10 @@ def test_coded_view_refuses_half_bytes_and_strangers():
     with pytest.raises(HeaderError):
         coded_view("F4", (3,))
     with pytest.raises(UnsupportedFormat):
+        coded_view("Q9_X", (32,))
+    with pytest.raises(HeaderError):
         coded_view("Q4_K", (32,))
+    assert coded_view("Q4_K", (3, 512)) == (1, 3 * 288, 1)
 
 
 lengths = st.one_of(

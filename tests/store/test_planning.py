@@ -32,11 +32,11 @@ def test_names_are_unique_and_end_with_the_models_own(folders):
     owners = {}
     for folder in folders:
         path = Path("/", *folder)
-        name = free_name(path, path.name, bytes(path), owners)
+        name = free_name(str(path), path.name, bytes(path), owners)
         assert name not in owners
         assert str(path).endswith(name)
         owners[name] = bytes(path)
-        assert free_name(path, path.name, bytes(path), owners) == name
+        assert free_name(str(path), path.name, bytes(path), owners) == name
 
 
 def test_a_name_can_be_given_and_stays(house, store):

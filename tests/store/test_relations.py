@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hilm.errors import InputError, UnknownModel
+from hilm.errors import InputError, OfflineError, UnknownModel
 from hilm.store import diff
 from tests.store.conftest import tiny
 
@@ -30,6 +30,10 @@ def test_names_of_a_store_are_looked_up(house, store):
     assert document["relation"] == "fine-tune"
     assert seen[-1][0] == seen[-1][1]
     with pytest.raises(UnknownModel):
+        diff("your model", house / "tuned", store=store)
+    with pytest.raises(OfflineError):
         diff("yours", house / "tuned", store=store)
-    with pytest.raises(InputError):
+    with pytest.raises(OfflineError):
         diff("mine", house / "tuned")
+    with pytest.raises(InputError):
+        diff("./mine", house / "tuned")

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from hilm.errors import ChecksumMismatch
 from hilm.weights import ContentDigest, content_key, open_checkpoint
 from tests.tiny import bert_like, file_bytes, stored, write_model
+from tests.weights.other_formats import FILES, write_format
 
 
 def digests(target) -> tuple[bytes, ...]:
@@ -43,3 +47,24 @@ def test_the_content_key_ignores_names_and_order_of_files(tmp_path):
     assert content_key(digests(folder)) == content_key(digests(other))
     assert content_key([b"1" * 32, b"2" * 32]) == content_key([b"2" * 32, b"1" * 32])
     assert content_key([b"1" * 32]) != content_key([b"2" * 32])
+
+
+@pytest.mark.parametrize("form", ["torch", "legacy"])
+def test_bytes_of_views_are_hashed_once_and_in_place(tmp_path, form):
+    flat = torch.arange(1000.0)
+    tensors = {"turned": torch.ones(30, 40).T, "head": flat[:600], "tail": flat[400:], "third": flat[::3]}
+    folder = write_format(tmp_path, tensors, form)
+    assert digests(folder) == (hashlib.sha256((folder / FILES[form]).read_bytes()).digest(),)
+
+
+def test_a_file_that_is_not_what_the_hub_states_is_refused(tmp_path):
+    with open_checkpoint(write_model(tmp_path, {"w": np.ones(3, np.float32)})) as checkpoint:
+        (file,) = checkpoint.files
+        right = hashlib.sha256(checkpoint.read_file(0, 0, file.size)).digest()
+        for stated in (None, right):
+            checkpoint.files = (replace(file, sha256=stated),)
+            assert ContentDigest(checkpoint).finish() == (right,)
+        assert checkpoint.content_key() == content_key([right])
+        checkpoint.files = (replace(file, sha256=bytes(32)),)
+        with pytest.raises(ChecksumMismatch, match=file.name):
+            ContentDigest(checkpoint).finish()

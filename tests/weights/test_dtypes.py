@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from hilm.errors import UnsupportedFormat
+from hilm.errors import PackedFormatUnsupported
 from hilm.weights.dtypes import DTYPES, PIECE, decode
 
 REFERENCE = {
@@ -97,5 +97,5 @@ def test_complex_numbers_are_pairs():
 
 @pytest.mark.parametrize("name", ["F4", "F6_E2M3", "F6_E3M2"])
 def test_shared_bytes_are_refused_not_guessed(name):
-    with pytest.raises(UnsupportedFormat, match=name):
+    with pytest.raises(PackedFormatUnsupported, match=name):
         decoded(name, bytes(12))

@@ -17,10 +17,10 @@ def test_folder_file_and_index_name_the_same_weights(tmp_path):
     by_folder, by_index = locate(folder), locate(folder / INDEX)
     assert by_folder == by_index
     assert by_folder.name == "m"
-    assert [p.name for p in by_folder.weights] == [
+    assert by_folder.weights == (
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
-    ]
+    )
 
 
 def test_a_weight_file_is_called_after_its_folder_only_under_the_usual_name(tmp_path):
@@ -46,23 +46,31 @@ def test_two_candidates_are_not_guessed_between(tmp_path):
         locate(tmp_path)
 
 
-@pytest.mark.parametrize("target", ["missing", "org/model"])
+@pytest.mark.parametrize("target", ["./missing", "missing.bin", "a/b/c", "..", "a/missing.safetensors"])
 def test_nothing_there(tmp_path, monkeypatch, target):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(errors.NotACheckpoint, match=target) as caught:
+    with pytest.raises(errors.NotACheckpoint, match=r"missing|a/b/c|no weights") as caught:
         locate(target)
     assert caught.value.exit_code == 2
-    assert "hf download" in caught.value.hint
+
+
+@pytest.mark.parametrize("target", ["missing", "org/Model-0.5B"])
+def test_what_is_no_path_may_be_on_the_hub(tmp_path, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.OfflineError, match=f"no file or folder '{target}'; as a Hub id") as caught:
+        locate(target)
+    assert caught.value.exit_code == 5
 
 
 def test_empty_folder_and_foreign_formats(tmp_path):
     with pytest.raises(errors.NotACheckpoint, match="no weights"):
         locate(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(errors.UnsupportedFormat, match=r"pytorch_model\.bin"):
+    for name in ("model.onnx", "training_args.bin"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(errors.UnsupportedFormat, match=r"model\.onnx, training_args\.bin"):
         locate(tmp_path)
-    with pytest.raises(errors.UnsupportedFormat):
-        locate(tmp_path / "pytorch_model.bin")
+    with pytest.raises(errors.UnsupportedFormat, match=r"model\.onnx"):
+        locate(tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +98,7 @@ def test_a_link_may_not_leave_the_folder_but_for_the_hub_cache(tmp_path):
     (blobs / "1234").write_bytes(ONE)
     (snapshot / "w.safetensors").symlink_to(blobs / "1234")
     (snapshot / INDEX).write_text(json.dumps({"weight_map": {"w": "w.safetensors"}}))
-    assert locate(snapshot).weights == (snapshot / "w.safetensors",)
+    assert locate(snapshot).weights == ("w.safetensors",)
 
 
 @pytest.mark.parametrize("text", ["[", "[]", "{}", '{"weight_map": {"w": 3}}', "[" * 100_000])

@@ -6,9 +6,9 @@ from gguf import GGMLQuantizationType, quants
 from gguf.constants import GGML_QUANT_SIZES
 
 from hilm.errors import PackedFormatUnsupported
-from hilm.weights.gguf_blocks import BLOCK_TYPES, TYPES_BY_NAME, decode_blocks
+from hilm.weights.dtypes import DTYPES, decode
+from hilm.weights.gguf_blocks import BLOCK_TYPES, TYPES_BY_NAME, UNDECODABLE
 
-UNDECODABLE = {"Q8_1", "Q8_K", "Q1_0"}
 PLAIN = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 LIBRARY = sorted(set(TYPES_BY_NAME) - UNDECODABLE - set(PLAIN))
 
@@ -27,7 +27,7 @@ def random_blocks(name, count, seed=0):
 def decoded(name, raw):
     kind = TYPES_BY_NAME[name]
     out = np.full(len(raw) // kind.nbytes * kind.values, np.nan, np.float32)
-    decode_blocks(name, raw, out)
+    decode(DTYPES[name], raw, out)
     return out
 
 
@@ -72,9 +72,11 @@ def test_a_scale_that_is_no_number_warns_nobody():
     assert np.isnan(decoded("Q5_1", np.full(24, 0xFF, np.uint8))).all()
 
 
-@pytest.mark.parametrize("name", [*sorted(UNDECODABLE), "Q9_X"])
+@pytest.mark.parametrize("name", sorted(UNDECODABLE))
 def test_types_nobody_decodes_are_refused_by_name(name):
-    nbytes = TYPES_BY_NAME[name].nbytes if name in TYPES_BY_NAME else 8
-    values = TYPES_BY_NAME[name].values if name in TYPES_BY_NAME else 8
+    kind = DTYPES[name]
+    assert not kind.is_weight
     with pytest.raises(PackedFormatUnsupported, match=name):
-        decode_blocks(name, np.zeros(nbytes, np.uint8), np.empty(values, np.float32))
+        decode(kind, np.zeros(kind.block_bytes, np.uint8), np.empty(kind.block, np.float32))
+    with pytest.raises(KeyError):
+        quants._type_traits[GGMLQuantizationType[name]]

@@ -37,7 +37,16 @@ def source_of(server, path="/file", **options):
 
 
 def in_pieces(source, size, step=50_000):
-    return b"".join(source.read(at, min(at + step, size)) for at in range(0, size, step))
+    out = np.empty(size, np.uint8)
+    for at in range(0, size, step):
+        source.read_into(at, out[at : at + step])
+    return out.tobytes()
+
+
+def test_single_ranges_fetch_nothing_ahead(server):
+    with source_of(server) as source:
+        assert b"".join(source.read(at, at + 300_000) for at in range(0, 900_000, 300_000)) == DATA[:900_000]
+    assert max(stop for _, stop in server.ranges()) == 900_000
 
 
 def test_reads_in_order_are_right_and_few(server):

@@ -10,10 +10,19 @@ import click
 import hilm
 from hilm.cli import options, output
 from hilm.cli.output import clean, count, facts, figure, seconds, size, table
-from hilm.errors import NetworkError, UsageError
+from hilm.errors import UsageError
 
 if TYPE_CHECKING:
     from hilm.cli.output import Document
+
+
+POPULAR = (
+    "google-bert/bert-base-uncased",
+    "openai-community/gpt2",
+    "FacebookAI/roberta-base",
+    "distilbert/distilbert-base-uncased",
+)
+"""The models on the Hub that the guides are about."""
 
 
 @click.command(
@@ -41,6 +50,7 @@ if TYPE_CHECKING:
 @click.option("--no-preview", is_flag=True, help="Leave out the pictures a video player shows.")
 @click.option("--force", is_flag=True, help="Film again what is already in the store.")
 @click.option("--download-popular", is_flag=True, hidden=True)
+@options.revision
 @options.jobs
 @options.storage_dir
 @options.switches
@@ -58,6 +68,7 @@ def encode(
     no_preview: bool,
     force: bool,
     download_popular: bool,
+    revision: str | None,
     jobs: int | None,
     storage_dir: Path | None,
 ) -> None:
@@ -65,16 +76,13 @@ def encode(
 
     Every model filmed is remembered in the store, where hilm search finds it.
     """
-    if download_popular:
-        raise NetworkError(
-            "--download-popular needs the Hugging Face Hub, which this version cannot reach",
-            hint="download the models and give their folders: hilm encode FOLDER…",
-        )
-    if not (models or more_models):
+    popular = POPULAR if download_popular else ()
+    named = [options.at_revision(model, revision) for model in (*models, *more_models)]
+    if not (named or popular):
         raise UsageError("no model to encode", hint="name folders or files: hilm encode ./bert-base ./gpt2")
     with output.progress() as progress:
         document = hilm.Store(storage_dir).encode(
-            [*models, *more_models],
+            [*named, *popular],
             mode=mode or ("sample" if max_params or stream else "archive"),
             max_params=max_params,
             stream=stream,

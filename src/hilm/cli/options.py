@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import click
 
 from hilm.cli import output
+from hilm.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -127,6 +129,28 @@ def selection(function: Function) -> Function:
     ):
         option(function)
     return function
+
+
+def revision(function: Function) -> Function:
+    """Add --revision."""
+    return click.option(
+        "--revision", metavar="REV", help="Branch, tag or commit, for models on the Hub. [default: main]"
+    )(function)
+
+
+def at_revision(model: str, revision: str | None) -> str:
+    """Write a Hub id with the revision asked for.
+
+    Raises:
+        UsageError: The model is not just a Hub id.
+    """
+    from hilm.weights.folder import is_hub_id  # noqa: PLC0415 only a command with --revision pays for it
+
+    if revision is None:
+        return model
+    if not is_hub_id(model) or Path(model).exists():
+        raise UsageError(f"{model} is not a Hub id: it has no revisions", hint="hf://organisation/name")
+    return f"hf://{model}@{quote(revision, safe='')}"
 
 
 def jobs(function: Function) -> Function:

@@ -16,14 +16,25 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=options.Command,
-    examples=("hilm inspect ./all-MiniLM-L6-v2", "hilm inspect model.safetensors --json | jq .roles"),
+    examples=(
+        "hilm inspect ./all-MiniLM-L6-v2",
+        "hilm inspect model.safetensors --json | jq .roles",
+        "hilm inspect sentence-transformers/all-MiniLM-L6-v2",
+    ),
 )
 @click.argument("model")
 @click.option("--all", "everything", is_flag=True, help="List every tensor.")
+@options.revision
 @options.switches
-def inspect(model: str, *, everything: bool) -> None:
-    """Show what a checkpoint holds, read from its headers alone: no weights are loaded."""
-    output.emit(hilm.inspect(model), lambda document: inspected(document, everything=everything))
+def inspect(model: str, *, everything: bool, revision: str | None) -> None:
+    """Show what a checkpoint holds, read from its headers alone: no weights are loaded.
+
+    MODEL is a folder, a weight file (safetensors, PyTorch, GGUF), a Hub id or a URL.
+    """
+    output.emit(
+        hilm.inspect(options.at_revision(model, revision)),
+        lambda document: inspected(document, everything=everything),
+    )
 
 
 def inspected(document: Document, *, everything: bool) -> str:
@@ -78,10 +89,12 @@ def bar(part: float, whole: float, width: int = 24) -> str:
     help="Memory to stay within.",
 )
 @click.option("--no-adaptive", is_flag=True, help="Keep the chunk size as given, whatever the memory.")
+@options.revision
 @options.switches
 def stream(
     model: str,
     *,
+    revision: str | None,
     layers: tuple[str, ...],
     exclude_layers: tuple[str, ...],
     chunk_size: int | None,
@@ -92,7 +105,7 @@ def stream(
     """Read every weight once, in constant memory, and show its statistics by layer type."""
     with output.progress() as progress:
         document = hilm.stream(
-            model,
+            options.at_revision(model, revision),
             layers=layers or None,
             exclude_layers=exclude_layers or None,
             chunk_size=chunk_size or 1024,

@@ -24,17 +24,23 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
 @click.option("--name", help="The model's name in the store. [default: the folder's]")
 @click.option("--force", is_flag=True, help="Read again what is already in the store.")
+@options.revision
 @options.jobs
 @options.storage_dir
 @options.switches
 def index(
-    models: tuple[str, ...], *, name: str | None, force: bool, jobs: int | None, storage_dir: Path | None
+    models: tuple[str, ...],
+    *,
+    name: str | None,
+    force: bool,
+    revision: str | None,
+    jobs: int | None,
+    storage_dir: Path | None,
 ) -> None:
     """Remember checkpoints by their fingerprints: a few kilobytes each, no reel."""
     with output.progress() as progress:
-        document = hilm.Store(storage_dir).index(
-            list(models), jobs=jobs, name=name, force=force, progress=progress
-        )
+        pinned = [options.at_revision(model, revision) for model in models]
+        document = hilm.Store(storage_dir).index(pinned, jobs=jobs, name=name, force=force, progress=progress)
     output.settle(document, "indexed", "skipped")
     output.emit(document, indexed)
 
@@ -74,18 +80,26 @@ def named(entry: str | Document) -> str:
 @click.option(
     "--top-k", type=click.IntRange(min=1), default=10, show_default=True, metavar="K", help="Matches."
 )
+@options.revision
 @options.storage_dir
 @options.switches
 def search(
-    model: str | None, *, search_similar: str | None, method: str, top_k: int, storage_dir: Path | None
+    model: str | None,
+    *,
+    search_similar: str | None,
+    method: str,
+    top_k: int,
+    revision: str | None,
+    storage_dir: Path | None,
 ) -> None:
     """Find a checkpoint's relatives in the store by its weights alone, best first.
 
-    MODEL is a folder, a file, or the name of a model in the store.
+    MODEL is a folder, a file, the name of a model in the store, a Hub id or a URL.
     """
     query = model or search_similar
     if query is None:
         raise UsageError("no model to search for", hint="hilm search ./mystery-model")
+    query = options.at_revision(query, revision)
     with output.progress() as progress:
         document = hilm.Store(storage_dir).search(query, method=method, top_k=top_k, progress=progress)
     output.emit(document, found)

@@ -135,15 +135,16 @@ def decoded(info: TensorInfo, words: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Values of stored bytes; the bytes themselves where the type has no values of its own."""
     if info.type.kind == "packed":
         return words.astype(np.float32)
-    out = np.empty(len(words) * 8 // info.type.bits, np.float32)
+    out = np.empty(info.type.count(len(words)), np.float32)
     decode(info.type, words, out)
     return out
 
 
-def _by_shape(checkpoint: Checkpoint) -> dict[tuple[int, ...], list[TensorInfo]]:
-    classes: dict[tuple[int, ...], list[TensorInfo]] = {}
+def _by_shape(checkpoint: Checkpoint) -> dict[tuple[str | int, ...], list[TensorInfo]]:
+    classes: dict[tuple[str | int, ...], list[TensorInfo]] = {}
     for info in stored_tensors(checkpoint):
-        classes.setdefault(info.shape, []).append(info)
+        codes = (info.dtype,) if info.type.kind == "packed" else ()  # codes of two types do not compare
+        classes.setdefault((*codes, *info.shape), []).append(info)
     return classes
 
 
@@ -195,7 +196,11 @@ def _run_starts(numel: int, run: int) -> list[int]:
 def _sample(checkpoint: Checkpoint, info: TensorInfo, run: int) -> NDArray[np.float32]:
     """Evenly spaced runs of a tensor as a unit vector; nothing but zeros has a coordinate of its own."""
     ranges = [(s, min(s + run, info.numel)) for s in _run_starts(info.numel, run)]
-    pieces = [decoded(info, checkpoint.words(info.name, *r)) for r in ranges]
+    packed = info.type.kind == "packed"
+    pieces = [
+        decoded(info, checkpoint.words(info.name, *r)) if packed else checkpoint.values(info.name, *r)
+        for r in ranges
+    ]
     values = np.nan_to_num(np.concatenate(pieces), nan=0.0, posinf=0.0, neginf=0.0).astype(np.float64)
     norm = float(np.linalg.norm(values))
     return np.append(values / (norm or 1.0), norm == 0).astype(np.float32)
@@ -211,6 +216,8 @@ def _align_tables(
     found = []
     for name, other in dict.fromkeys(wanted):
         x, y = a.tensors[name], b.tensors[other]
+        if "packed" in {x.type.kind, y.type.kind} and x.dtype != y.dtype:
+            continue
         free = name not in taken[0] and other not in taken[1] and x.alias_of is None and y.alias_of is None
         if free and min(len(x.shape), len(y.shape)) > 1 and x.shape[1:] == y.shape[1:]:
             found.append(Aligned(x, y, 0))

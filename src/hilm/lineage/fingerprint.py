@@ -23,6 +23,7 @@ from hilm.lineage.sketch import code, energy, quantise
 from hilm.lineage.tensor_pass import TensorPass, Traits
 from hilm.lineage.tokens import read_anchors
 from hilm.weights.blocks import read_blocks
+from hilm.weights.folder import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,9 +134,18 @@ def fingerprint(
     """
     with threadpool_limits(1, "blas"):
         work = FingerprintPass(checkpoint)
-        _read_side_by_side(work, checkpoint, tick, threads or min(2, os.cpu_count() or 1))
+        if is_remote(checkpoint.uri):  # what is read in order is fetched ahead
+            _read_in_order(work, checkpoint, tick)
+        else:
+            _read_side_by_side(work, checkpoint, tick, threads or min(2, os.cpu_count() or 1))
     checkpoint.check_unchanged()
     return work.finish()
+
+
+def _read_in_order(work: FingerprintPass, checkpoint: Checkpoint, tick: Callable[[int], None]) -> None:
+    for block in checkpoint.blocks(include_integer=True):
+        work.update(block)
+        tick(block.stop - block.start)
 
 
 def _read_side_by_side(

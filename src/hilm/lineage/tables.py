@@ -35,7 +35,10 @@ def row_runs(checkpoint: Checkpoint, matrix: Matrix) -> Iterator[tuple[int, NDAr
 def token_rows(checkpoint: Checkpoint, table: Matrix, ids: Sequence[int]) -> NDArray[np.float32]:
     """Read the embeddings of tokens, float32 [len(ids), d], from a table stored [V, d] or [d, V]."""
     if table.rows >= table.columns:
-        return np.concatenate([checkpoint.read_rows(table.info.name, i, i + 1) for i in ids])
+        info, order = table.info, sorted(set(ids))
+        checkpoint.expect(info.span.file, ((info, i * table.columns, (i + 1) * table.columns) for i in order))
+        rows = {i: checkpoint.read_rows(info.name, i, i + 1) for i in order}
+        return np.concatenate([rows[i] for i in ids])
     columns = [rows[:, ids] for _, rows in row_runs(checkpoint, table)]
     return np.ascontiguousarray(np.concatenate(columns).T)
 

@@ -153,8 +153,8 @@ def _digest_of(info: TensorInfo, *, prefixed: bool) -> DigestAccumulator:
     """Digest of decoded values; of stored bytes where values are integers or cannot be decoded."""
     kind = info.type
     if not kind.is_weight:
-        size = kind.bits // 8
-        return DigestAccumulator("U8", (*info.shape, size) if size else (info.nbytes,))
+        apart = kind.block == 1
+        return DigestAccumulator("U8", (*info.shape, kind.block_bytes) if apart else (info.nbytes,))
     shape = (*info.shape, 2) if kind.values > 1 else info.shape
     prefix = None
     if prefixed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +12,14 @@ import numpy as np
 from hilm.errors import CorruptCheckpoint
 from hilm.lineage.gram import ANCHORS, WORDS, Anchors
 from hilm.lineage.tables import token_rows
-from hilm.weights.folder import read_json
+from hilm.weights.places import read_json, read_small
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from hilm.lineage.anatomy import Anatomy
     from hilm.weights.checkpoint import Checkpoint
+    from hilm.weights.places import Place
 
 MIN_WORDS = 24
 """Fewer anchor words than this in the vocabulary, and fixed ids are used instead."""
@@ -43,7 +44,7 @@ def read_anchors(checkpoint: Checkpoint, anatomy: Anatomy) -> tuple[Anchors | No
     if anatomy.embedding is None:
         return None, {}
     size = anatomy.vocabulary or 0
-    vocabulary = read_vocabulary(checkpoint.root)
+    vocabulary = read_vocabulary(checkpoint.place)
     found = find_words(vocabulary, WORDS) if vocabulary else []
     ids = [i if i is not None and i < size else None for i in found]
     kind = "text-64/1"
@@ -56,19 +57,20 @@ def read_anchors(checkpoint: Checkpoint, anatomy: Anatomy) -> tuple[Anchors | No
     return Anchors.from_rows(kind, rows, present), {"anchors": kind, "ids": digest}
 
 
-def read_vocabulary(folder: Path) -> Mapping[str, Any] | None:
+def read_vocabulary(place: Place) -> Mapping[str, Any] | None:
     """Read ``vocab.txt``, ``vocab.json`` or ``tokenizer.json``; None when there is none that can be read.
 
     A tokenizer that is damaged is as good as none: the anchors then fall back to fixed ids, and say so.
     """
-    path = folder / "vocab.txt"
-    if path.is_file() and path.stat().st_size <= MAX_TOKENIZER:
-        lines = path.read_text("utf-8", "replace").split("\n")
+    names = place.names()
+    text = read_small(place, "vocab.txt", MAX_TOKENIZER) if "vocab.txt" in names else None
+    if text is not None:
+        lines = re.split("\r\n|\r|\n", text.decode("utf-8", "replace"))
         return dict(zip(lines, range(len(lines)), strict=True))
     for name, parse in (("vocab.json", dict), ("tokenizer.json", _from_tokenizer)):
-        if (folder / name).is_file():
+        if name in names:
             try:
-                table: dict[str, Any] = parse(read_json(folder / name, MAX_TOKENIZER))
+                table: dict[str, Any] = parse(read_json(place, name, MAX_TOKENIZER))
             except CorruptCheckpoint:
                 continue
             if table:

@@ -85,7 +85,7 @@ class Reel:
         """One tensor as float32 in its own shape (complex: with a trailing axis of 2)."""
         entry = self._entry(name)
         dtype, words = DTYPES[entry["dtype"]], self.words(name)
-        out = np.empty(len(words) * 8 // dtype.bits, np.float32)
+        out = np.empty(dtype.count(len(words)), np.float32)
         decode(dtype, words, out)
         return out.reshape([*entry["shape"], 2] if dtype.values > 1 else entry["shape"])
 

@@ -43,19 +43,19 @@ def coded_view(dtype: str, shape: Sequence[int]) -> tuple[int, int, int]:
     """Return rows, columns and bytes per element of the matrix that is cut into slabs.
 
     0-d is [1, 1], 1-d [1, n], k-d [shape[0], product of the rest]; a complex row holds twice as many
-    values; types below one byte are one row of bytes.
+    values; types whose values share bytes are one row of bytes.
 
     Raises:
         UnsupportedFormat: A type this version does not know.
-        HeaderError: Values of a sub-byte type that do not fill whole bytes.
+        HeaderError: Values that share bytes, and do not fill whole blocks.
     """
     if dtype not in DTYPES:
         raise UnsupportedFormat(f"element type {dtype!r} is not known", hint="upgrade hilm")
     known, count = DTYPES[dtype], math.prod(shape)
-    if known.kind == "packed":
-        if count * known.bits % 8:
-            raise HeaderError("size", f"{count} values of {dtype} do not fill whole bytes")
-        return 1, count * known.bits // 8, 1
+    if known.block > 1:
+        if count % known.block:
+            raise HeaderError("size", f"{count} values of {dtype} are not whole blocks of {known.block}")
+        return 1, known.nbytes(count), 1
     rows = shape[0] if len(shape) > 1 else 1
     return rows, count // rows * known.values if rows else 0, known.word.itemsize
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def draw_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[TensorInfo, Frame, bool]]:
     """Yield every stored tensor with its frame, in checkpoint order; the flag says that it was sampled.
 
-    Values that share bytes cannot be decoded and are drawn as those bytes.
+    Values that cannot be decoded are drawn as the bytes they share.
     """
     for block in checkpoint.blocks(include_integer=True):
         info = block.info
@@ -26,7 +26,7 @@ def draw_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[TensorInfo, Frame,
         if block.first:
             sampler = Sampler(info.nbytes if packed else info.numel)
         if packed:
-            sampler.add(block.start * info.type.bits // 8, block.words.astype(np.float32))
+            sampler.add(info.type.nbytes(block.start), block.words.astype(np.float32))
         else:
             sampler.add(block.start, block.values)
         if block.last:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from hilm.reel.records import Kind
-from hilm.weights.byte_source import FileSource
-from hilm.weights.folder import stays_inside
+from hilm.weights.places import read_small
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from hilm.reel.schema import SourceFile
     from hilm.reel.writer import ReelWriter
@@ -30,6 +27,8 @@ def store_weight_files(
 ) -> list[SourceFile]:
     """Describe each weight file as its tensors, and write what is between them.
 
+    A tensor that is not stored in order, or whose bytes are part of another's, counts as between them.
+
     Args:
         checkpoint: Whose tensors the reel holds.
         digests: SHA-256 of every weight file, 32 bytes each.
@@ -37,12 +36,14 @@ def store_weight_files(
     """
     by_file: list[list[TensorInfo]] = [[] for _ in checkpoint.files]
     for info in checkpoint.tensors.values():
-        if info.alias_of is None and info.nbytes:
+        if info.alias_of is None and info.nbytes and info.in_order:
             by_file[info.span.file].append(info)
     files = []
     for number, file in enumerate(checkpoint.files):
         segments, position = [], 0
         for info in sorted(by_file[number], key=lambda t: t.span.start):
+            if info.span.start < position:
+                continue
             if info.span.start > position:
                 segments.append(_add_blob(writer, checkpoint, number, position, info.span.start))
             segments.append(["tensor", info.name])
@@ -63,28 +64,18 @@ def store_side_files(checkpoint: Checkpoint, writer: ReelWriter) -> list[SourceF
     Raises:
         SourceChanged: A file changed while it was read.
     """
-    if checkpoint.path != checkpoint.root:
+    if checkpoint.alone:
         return []
     weights = {file.name for file in checkpoint.files}
     files = []
-    for path in _candidates(checkpoint.root):
-        name = path.relative_to(checkpoint.root).as_posix()
-        if name in weights or path.suffix not in _SIDE_SUFFIXES or not path.is_file():
+    names = [name for name in checkpoint.place.deep_names() if name.endswith(_SIDE_SUFFIXES)]
+    for name in names[:_SIDE_FILES]:
+        data = None if name in weights else read_small(checkpoint.place, name, _SIDE_LIMIT)
+        if data is None:
             continue
-        with closing(FileSource.open(path)) as source:
-            if source.size > _SIDE_LIMIT:
-                continue
-            data = source.read(0, source.size)
-            source.check_unchanged()
         segments = [["blob", writer.add_record(Kind.BLOB, data, 0), 1]] if data else []
         files.append(_describe(name, len(data), hashlib.sha256(data).digest(), segments))
     return files
-
-
-def _candidates(root: Path) -> list[Path]:
-    """At most a thousand files of the folder and of those in it, hidden ones and foreign links left out."""
-    found = sorted((*root.glob("[!.]*"), *root.glob("[!.]*/[!.]*")))
-    return [path for path in found if stays_inside(root, path)][:_SIDE_FILES]
 
 
 def _add_blob(writer: ReelWriter, checkpoint: Checkpoint, number: int, start: int, stop: int) -> list[Any]:

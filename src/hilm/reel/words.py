@@ -80,7 +80,8 @@ class WordView:
 def word_view(dtype: DType, rows: int, columns: int) -> WordView:
     """See a slab of ``rows`` x ``columns`` words of a type.
 
-    Complex numbers are two words each; values that share bytes (4 and 6 bit) are seen as those bytes.
+    Complex numbers are two words each; values that share bytes (4 and 6 bit, quantised blocks)
+    are seen as those bytes.
     """
     if dtype.name in _MANTISSA:
         return WordView("float", dtype.word, rows, columns, _MANTISSA[dtype.name])

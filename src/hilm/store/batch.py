@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hilm.store.planning import describe_entry, free_name
@@ -12,6 +11,7 @@ from hilm.store.work import Result, entry_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from hilm.lineage.schema import Row
     from hilm.reel.writer import ReelFacts
@@ -74,7 +74,7 @@ def _keep_names_apart(plan: Plan, results: Sequence[Result]) -> list[Result]:
     for result in results:
         key, name = result.model["ref_key"], result.job.name
         if owners.get(name, key) != key:
-            name = free_name(Path(result.job.path), name.rpartition("/")[2], key, plan.owners | owners)
+            name = free_name(result.job.path, name.rpartition("/")[2], key, plan.owners | owners)
         apart.append(result if name == result.job.name else result.renamed(name))
     return apart
 

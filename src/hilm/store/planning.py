@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hilm.errors import InputError, UsageError
 from hilm.store.work import Job, entry_key, reference_key
 from hilm.weights import open_checkpoint
-from hilm.weights.folder import locate
+from hilm.weights.folder import is_remote, locate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from hilm.lineage.schema import Row
     from hilm.store.store import Store
     from hilm.weights.folder import Location
+
+
+_COMMIT = re.compile(r"(@[0-9a-f]{8})[0-9a-f]{32}")
 
 
 @dataclass(slots=True)
@@ -59,7 +63,7 @@ class Plan:
             StorageError: The store cannot be made.
         """
         location = locate(target)
-        key, path = reference_key(location.path), str(location.path)
+        key, path = reference_key(location.uri), location.uri
         chosen = self._choose_name(location, name, key)
         job = Job(path, chosen, self.mode, str(self.store.reels), **self.options)
         if key in self._seen or self._is_there(job, key):
@@ -73,19 +77,19 @@ class Plan:
 
     def _choose_name(self, location: Location, name: str | None, key: bytes) -> str:
         try:
-            f"{location.path}{name}".encode()
+            f"{location.uri}{name}".encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"{str(location.path)!r} is not UTF-8", hint="rename it") from error
+            raise InputError(f"{location.uri!r} is not UTF-8", hint="rename it") from error
         known = self._known.get(key)
         if known is not None:
             if name not in {None, known["name"]}:
                 raise UsageError(
-                    f"{location.path} is in the store as {known['name']!r}",
+                    f"{location.uri} is in the store as {known['name']!r}",
                     hint=f"hilm rm {known['name']} first",
                 )
             return str(known["name"])
         if name is None:
-            return free_name(location.path, location.name, key, self.owners)
+            return free_name(location.uri, location.name, key, self.owners)
         if self.owners.get(name, key) != key:
             raise UsageError(f"another model in the store is called {name!r}", hint="give another --name")
         return name
@@ -126,11 +130,15 @@ def describe_entry(entry: Row, reels: Path, model: Row) -> dict[str, Any]:
     }
 
 
-def free_name(path: Path, name: str, key: bytes, owners: Mapping[str, bytes]) -> str:
-    """The model's own name, with as many folders before it as it takes to be the only one."""
-    folders = path.parts[1:-1]
-    for start in range(len(folders), -1, -1):
-        candidate = "/".join((*folders[start:], name))
-        if owners.get(candidate, key) == key:
-            return candidate
-    return str(path)
+def free_name(uri: str, name: str, key: bytes, owners: Mapping[str, bytes]) -> str:
+    """The model's own name, with as many folders before it as it takes to be the only one.
+
+    On the Hub that is its id, and the commit after it if need be.
+    """
+    if is_remote(uri):
+        address = uri.partition("://")[2]
+        candidates = [_COMMIT.sub("", address), _COMMIT.sub(r"\1", address)]
+    else:
+        folders = Path(uri).parts[1:-1]
+        candidates = ["/".join((*folders[start:], name)) for start in range(len(folders), -1, -1)]
+    return next((c for c in candidates if owners.get(c, key) == key), uri)

@@ -22,7 +22,7 @@ def inspect(model: str | PathLike[str]) -> dict[str, Any]:
     """List what a checkpoint holds; no weights are read.
 
     Args:
-        model: A folder, a weight file or an index file.
+        model: A folder, a weight file or an index file; a Hub id, ``hf://`` address or URL.
 
     Returns:
         ``model``, ``format``, ``parameters`` (weight values, each storage once), ``tensors`` (name, shape,
@@ -70,7 +70,7 @@ def stream(
     """Stream every selected value once and measure it.
 
     Args:
-        model: A folder, a weight file or an index file.
+        model: A folder, a weight file or an index file; a Hub id, ``hf://`` address or URL.
         layers: Layer types to stream; all when None.
         exclude_layers: Layer types to leave out.
         chunk_size: Values per chunk.

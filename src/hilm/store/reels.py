@@ -8,16 +8,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hilm.reel.decoder import Reel, decode_files
 from hilm.reel.verification import verify_reel
 from hilm.store.files import write_file
 from hilm.store.reading import no_progress
 from hilm.weights import open_checkpoint
+from hilm.weights.dtypes import ELEMENTS
 
 if TYPE_CHECKING:
     from os import PathLike
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from hilm.store.reading import Progress
@@ -31,7 +33,7 @@ def decode(
     Args:
         reel: A reel of mode ``archive``.
         out_dir: New or empty folder; complete or not there afterwards.
-        tensor: Write only this tensor, as a safetensors file in ``out_dir``.
+        tensor: Write only this tensor, as a safetensors file in ``out_dir``; quantised blocks as float32.
 
     Returns:
         ``out`` (folder or file), ``tensors`` (how many), ``files``, ``sha256_ok``.
@@ -52,7 +54,10 @@ def decode(
 
 def _write_tensor(reel: Reel, name: str, folder: Path) -> Path:
     words, entry = reel.words(name), reel.tensors[name]
-    place = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [0, words.nbytes]}
+    dtype = entry["dtype"]
+    if dtype not in ELEMENTS:  # blocks of GGUF, for which safetensors has no name
+        dtype, words = "F32", reel.tensor(name).astype("<f4").view(np.uint8).reshape(-1)
+    place = {"dtype": dtype, "shape": entry["shape"], "data_offsets": [0, words.nbytes]}
     header = json.dumps({name: place}).encode()
     header += b" " * (-len(header) % 8)
     path = folder / (re.sub(r"[^\w.-]", "_", name).lstrip(".")[:200] + ".safetensors")

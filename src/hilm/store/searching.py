@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from threadpoolctl import threadpool_limits
 
-from hilm.errors import InputError, StorageError, UnknownModel
+from hilm.errors import InputError, NetworkError, StorageError, UnknownModel
 from hilm.lineage.fingerprint import fingerprint
 from hilm.lineage.scan import ScanIndex
 from hilm.lineage.search import Match, Method, Print, find_similar, rank
@@ -63,16 +63,20 @@ def search_store(
 
 def _query_print(store: Store, model: str | PathLike[str], progress: Progress) -> tuple[Print, str, bytes]:
     """Fingerprint of a path, or the stored one where the store knows the model as it is now."""
-    if not os.path.exists(model):  # noqa: PTH110 - may be text that is no path
-        row = store.row(os.fspath(model))
+    row = store.find(model)
+    if row is not None:
         found = store.catalog.rows("fingerprints", {"content_key": row["content_key"]})
         return Print(row["name"], found[0]), row["uri"], row["ref_key"]
     with open_checkpoint(model) as checkpoint:
-        ref_key = reference_key(checkpoint.path)
+        ref_key = reference_key(checkpoint.uri)
         known = store.catalog.models({"ref_key": ref_key})
         if known and known[0]["commit"] == checkpoint.state.hex():
             found = store.catalog.rows("fingerprints", {"content_key": known[0]["content_key"]})
             return Print(known[0]["name"], found[0]), os.fspath(model), ref_key
+        key = checkpoint.content_key()
+        found = store.catalog.rows("fingerprints", {"content_key": key}) if key else []
+        if found:  # the Hub states what the bytes are, and equal bytes were seen before
+            return Print(checkpoint.name, found[0]), os.fspath(model), ref_key
         total, done = sum(info.numel for info in checkpoint.tensors.values()), 0
 
         def tick(count: int) -> None:
@@ -113,7 +117,7 @@ def _with_units(path: str, match: Match, n: int) -> Match:
             threadpool_limits(1, "blas"),
         ):
             units = match_units(a, b)
-    except (InputError, StorageError):
+    except (InputError, NetworkError, StorageError):
         return match
     if units is None:
         return match

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hilm.errors import InputError, UsageError
+from hilm.errors import InputError, NetworkError, UsageError
 from hilm.reel.decoder import Reel
 from hilm.reel.pictures import draw_checkpoint
 from hilm.reel.preview import contact_sheets
@@ -53,7 +53,7 @@ def _write_sheets(row: dict[str, Any], out: Path) -> list[Path]:
     """Draw every tensor of the model's weights; further sheets are numbered."""
     try:
         checkpoint = open_checkpoint(row["uri"])
-    except InputError as error:
+    except (InputError, NetworkError) as error:
         raise UsageError(
             f"the weights of {row['name']} are not at {row['uri']} any more",
             hint="hilm decode its reel first",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hilm.errors import NotAStore, StorageError, UnknownModel, UsageError
 from hilm.store.reading import no_progress
+from hilm.weights.folder import is_hub_id, is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,7 +105,7 @@ class Store:
         """Film models and catalogue their fingerprints, all in one pass over each.
 
         Args:
-            models: Folders or files.
+            models: Folders, files, Hub ids or URLs.
             mode: ``archive`` keeps every bit; ``sample`` keeps some values, one frame per model.
             max_params: Values of a sample, spread over all tensors.
             stream: One frame per chunk instead.
@@ -170,7 +171,7 @@ class Store:
         """Find relatives of a model.
 
         Args:
-            model: A folder or file, or the name of a model in the store.
+            model: A folder, file, Hub id or URL, or the name of a model in the store.
             method: ``hierarchical`` (same coordinates), ``features`` (any coordinates) or ``hybrid``.
             top_k: How many matches to return.
             proof: Read the weights of likely relatives whose fingerprints alone prove nothing.
@@ -190,14 +191,29 @@ class Store:
         return {"query": query, "method": method, "matches": [_describe_match(m) for m in matches]}
 
     def locate(self, model: str | PathLike[str]) -> str:
-        """A path as it is, or where the model of that name was when it was taken in.
+        """Where the model of that name was when it was taken in; a path, Hub id or URL as it is.
 
         Raises:
-            UnknownModel: Neither a path nor a name in the store.
+            UnknownModel: Nothing of these.
         """
-        if os.path.exists(model):  # noqa: PTH110 - may be text that is no path
-            return os.fspath(model)
-        return str(self.row(os.fspath(model))["uri"])
+        row = self.find(model)
+        return os.fspath(model) if row is None else str(row["uri"])
+
+    def find(self, model: str | PathLike[str]) -> dict[str, Any] | None:
+        """Row of the ``models`` table; None for a path, a URL, or what may be one on the Hub.
+
+        Raises:
+            UnknownModel: Nothing of these.
+        """
+        text = os.fspath(model)
+        if os.path.exists(model) or is_remote(text):  # noqa: PTH110 - may be text that is no path
+            return None
+        try:
+            return self.row(text)
+        except UnknownModel:
+            if is_hub_id(text):
+                return None
+            raise
 
     def row(self, name: str) -> dict[str, Any]:
         """Row of the ``models`` table.

@@ -25,6 +25,7 @@ from hilm.weights import (
     content_key,
     open_checkpoint,
 )
+from hilm.weights.folder import is_hub_id, is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -229,7 +230,7 @@ class _Picker:
 def entry_key(job: Job) -> bytes:
     """Name of one model in one mode with its settings, 32 bytes."""
     settings = json.dumps([job.mode, job.rule, job.chunk_size, job.preview])
-    return hashlib.sha256(reference_key(Path(job.path)) + settings.encode()).digest()
+    return hashlib.sha256(reference_key(job.path) + settings.encode()).digest()
 
 
 def _file_stem(name: str) -> str:
@@ -237,9 +238,10 @@ def _file_stem(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("._")[:60] or "model"
 
 
-def reference_key(path: Path) -> bytes:
-    """Name of a local model, 32 bytes: where it is."""
-    return hashlib.sha256(b"local" + str(path).encode("utf-8", "surrogateescape")).digest()
+def reference_key(uri: str) -> bytes:
+    """Name of a model, 32 bytes: where it is, on the Hub with the commit."""
+    kind = ("hub" if uri.startswith("hf://") else "url") if is_remote(uri) else "local"
+    return hashlib.sha256(f"{kind}{uri}".encode("utf-8", "surrogateescape")).digest()
 
 
 def describe(checkpoint: Checkpoint, name: str, digests: tuple[bytes, ...]) -> dict[str, Any]:
@@ -251,17 +253,17 @@ def describe(checkpoint: Checkpoint, name: str, digests: tuple[bytes, ...]) -> d
             counts[0] += 1
             counts[1] += info.numel
     config = checkpoint.config or {}
-    base = config.get("base_model_name_or_path")
+    base = _declared_base(checkpoint)
     return {
-        "ref_key": reference_key(checkpoint.path),
+        "ref_key": reference_key(checkpoint.uri),
         "content_key": content_key(digests),
         "name": name,
-        "uri": str(checkpoint.path),
+        "uri": checkpoint.uri,
         "commit": checkpoint.state.hex(),
         "format": checkpoint.format,
-        "kind": "adapter" if base else "model",
+        "kind": "adapter" if "base_model_name_or_path" in config else "model",
         "architecture": _architecture(config),
-        "declared_base": [plain(base)] if isinstance(base, str) else None,
+        "declared_base": base or None,
         "files": [
             {"path": plain(file.name), "size": file.size, "sha256": digest}
             for file, digest in zip(checkpoint.files, digests, strict=True)
@@ -274,6 +276,14 @@ def describe(checkpoint: Checkpoint, name: str, digests: tuple[bytes, ...]) -> d
         ],
         "notes": [plain(note) for note in checkpoint.notes],
     }
+
+
+def _declared_base(checkpoint: Checkpoint) -> list[str]:
+    """What an adapter's configuration or a card on the Hub gives as base; of a local path only that."""
+    base = (checkpoint.config or {}).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        return list(checkpoint.declared_base)
+    return [plain(base) if is_hub_id(base) else "<local>"]
 
 
 def _architecture(config: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hilm.weights.byte_source import ByteSource
+    from hilm.weights.byte_source import Reader
     from hilm.weights.tensor import TensorInfo
 
 RING = 3
@@ -84,16 +84,15 @@ class _Buffers:
             self.values.view(np.uint32)[:] = STALE
             self.bytes[:] = 0xDE
 
-    def fill(self, source: ByteSource, info: TensorInfo, start: int, stop: int) -> Block:
-        bits = info.type.bits
-        nbytes = (stop - start) * bits // 8
+    def fill(self, source: Reader, info: TensorInfo, start: int, stop: int) -> Block:
+        nbytes = info.type.nbytes(stop - start)
         values = self.values[: stop - start]
         words = values.view(np.uint8) if info.dtype == "F32" else self.bytes[:nbytes]
-        source.read_into(info.span.start + start * bits // 8, words)
+        source.read_into(info.span.start + info.type.nbytes(start), words)
         return Block(info, start, stop, words, values)
 
 
-def read_blocks(tensors: Iterable[tuple[TensorInfo, ByteSource]], *, poison: bool = False) -> Iterator[Block]:
+def read_blocks(tensors: Iterable[tuple[TensorInfo, Reader]], *, poison: bool = False) -> Iterator[Block]:
     """Deliver the canonical blocks of tensors, one tensor after the other.
 
     Args:
@@ -105,6 +104,6 @@ def read_blocks(tensors: Iterable[tuple[TensorInfo, ByteSource]], *, poison: boo
         for start, stop in info.cuts():
             buffers = ring[turn]
             turn = (turn + 1) % RING
-            nbytes = 0 if info.dtype == "F32" else (stop - start) * info.type.bits // 8
+            nbytes = 0 if info.dtype == "F32" else info.type.nbytes(stop - start)
             buffers.reuse(nbytes, poison=poison)
             yield buffers.fill(source, info, start, stop)

@@ -11,21 +11,40 @@ import numpy as np
 from hilm.errors import SourceChanged, StorageError, TruncatedFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 
-class ByteSource(Protocol):
+class Reader(Protocol):
+    """What fills buffers with ranges of stored bytes."""
+
+    def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill ``out`` with the bytes from ``start`` on."""
+
+
+class ByteSource(Reader, Protocol):
     """A file of known length that is read by ranges."""
 
     size: int
 
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def state(self) -> str:
+        """Text that differs between any two versions of the file."""
+
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes of one range."""
 
-    def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill ``out`` with the bytes from ``start`` on."""
+    def expect(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Take note of the ranges that will be read next, in this order."""
+
+    def check_unchanged(self) -> None:
+        """Raise if the file is no longer the one that was opened."""
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -57,6 +76,19 @@ class FileSource:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         status = os.fstat(descriptor)
         return cls(path, status.st_size, descriptor, identify(status))
+
+    @property
+    def name(self) -> str:
+        """Its path."""
+        return str(self.path)
+
+    @property
+    def state(self) -> str:
+        """Path, size, time stamp and inode."""
+        return f"{self.path}|{self.identity}"
+
+    def expect(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Nothing: the system reads ahead by itself."""
 
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes of one range."""

@@ -1,4 +1,4 @@
-"""A checkpoint on disk: its tensors, and the ways to read their values.
+"""A checkpoint, here or elsewhere: its tensors, and the ways to read their values.
 
 Opening reads headers only. A tensor is a byte range of a file.
 """
@@ -7,36 +7,49 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
+from itertools import groupby
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hilm.errors import CorruptCheckpoint, DuplicateTensor, HeaderError, NotACheckpoint, UsageError
+from hilm.errors import UsageError
 from hilm.weights.blocks import Block, read_blocks
-from hilm.weights.byte_source import FileSource
+from hilm.weights.content import content_key
 from hilm.weights.dtypes import decode
-from hilm.weights.folder import MAX_CONFIG, Location, locate, read_json
-from hilm.weights.roles import classify
-from hilm.weights.safetensors import Header, parse_header
-from hilm.weights.tensor import Span, TensorInfo
+from hilm.weights.folder import MAX_CONFIG, Location, locate
+from hilm.weights.formats import list_tensors
+from hilm.weights.places import read_json
+from hilm.weights.strided import OrderedSource, read_strided
+from hilm.weights.tensor_table import check_splits, merge_listings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from os import PathLike
-    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from hilm.weights.byte_source import Reader
+    from hilm.weights.tensor import TensorInfo
+
+REORDERED = 4
+"""Tensors not stored in order that are kept in memory, in order, at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """One weight file: bare name, path, size in bytes."""
+    """One weight file.
+
+    Attributes:
+        name: Bare name.
+        size: In bytes.
+        sha256: Digest, 32 bytes, where the Hub states it.
+    """
 
     name: str
-    path: Path
     size: int
+    sha256: bytes | None = None
 
 
 class Checkpoint:
@@ -44,47 +57,40 @@ class Checkpoint:
 
     Attributes:
         name: What people call it.
-        path: What names it: its folder, or the one file.
-        root: Folder of the files.
-        format: ``safetensors``.
+        uri: What names it: path of its folder or of the one file, ``hf://`` address with the commit, URL.
+        place: Where its files are.
+        alone: Whether it is one file in a folder of strangers.
+        declared_base: Models that its card on the Hub says it was made from.
+        format: ``safetensors``, ``torch`` or ``gguf``.
         files: Weight files in name order.
         tensors: Tensors in storage order, by name.
         metadata: Text pairs stored beside the tensors.
         notes: Irregularities that were tolerated.
     """
 
-    format = "safetensors"
-
     def __init__(self, location: Location) -> None:
-        self.name = location.name
-        self.path = location.path
-        self.root = location.root
-        self._sources: list[FileSource] = []
+        self.name, self.uri, self.place = location.name, location.uri, location.place
+        self.alone, self.declared_base = location.alone, location.declared_base
+        self.format = location.format
+        self._pinned = location.pinned
         notes = [f"{name} is not part of the checkpoint" for name in location.unused]
+        self._sources = self.place.open(location.weights)
         try:
-            headers = [self._open(path) for path in location.weights]
-            self.files = tuple(FileInfo(s.path.name, s.path, s.size) for s in self._sources)
-            self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
-                _merge(self.files, headers, location, notes)
-            )
+            listings = [list_tensors(source, self.format) for source in self._sources]
+            if self.format == "gguf":
+                check_splits(listings)
+            tensors, self._scattered = merge_listings(location.weights, listings, location.shard_of, notes)
         except BaseException:
             self.close()
             raise
-        self.metadata: dict[str, str] = {}
-        for header in headers:
-            self.metadata.update(header.metadata)
+        self.files = tuple(
+            FileInfo(name, source.size, self.place.sha256(name))
+            for name, source in zip(location.weights, self._sources, strict=True)
+        )
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+        self.metadata = {key: text for listing in listings for key, text in listing.metadata.items()}
         self.notes = tuple(notes)
-
-    def _open(self, path: Path) -> Header:
-        source = FileSource.open(path)
-        self._sources.append(source)
-        try:
-            return parse_header(source.read, source.size)
-        except HeaderError as error:
-            _explain_foreign(source)
-            error.args = (f"{path}: {error.message}",)
-            error.message = error.args[0]
-            raise
+        self._ordered = lru_cache(REORDERED)(self._put_in_order)
 
     def __enter__(self) -> Self:
         return self
@@ -100,10 +106,9 @@ class Checkpoint:
     @cached_property
     def config(self) -> Mapping[str, Any] | None:
         """``config.json`` (or ``adapter_config.json``) as data, or None when there is none."""
-        for name in ("config.json", "adapter_config.json"):
-            if (self.root / name).is_file():
-                return read_json(self.root / name, MAX_CONFIG)
-        return None
+        names = self.place.names()
+        found = [name for name in ("config.json", "adapter_config.json") if name in names]
+        return read_json(self.place, found[0], MAX_CONFIG) if found else None
 
     @property
     def total_parameters(self) -> int:
@@ -112,32 +117,47 @@ class Checkpoint:
 
     @property
     def state(self) -> bytes:
-        """32 bytes that change when any weight file's name, size, time stamp or inode does."""
-        lines = [f"{s.path}|{s.identity}" for s in self._sources]
+        """32 bytes that change when any weight file does: path, size, time, inode, commit, ETag."""
+        lines = [self.uri] if self._pinned else [source.state for source in self._sources]
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).digest()
 
-    def source(self, info: TensorInfo) -> FileSource:
-        """The open file that holds a tensor."""
-        return self._sources[info.span.file]
+    def content_key(self) -> bytes | None:
+        """Name of the bytes of all weight files, 32 bytes, where the Hub states their digests; else None."""
+        digests = [file.sha256 for file in self.files if file.sha256 is not None]
+        return content_key(digests) if len(digests) == len(self.files) else None
+
+    def source(self, info: TensorInfo) -> Reader:
+        """What reads a tensor's bytes in order, by positions within its span."""
+        if info.in_order:
+            return self._sources[info.span.file]
+        return OrderedSource(partial(self._ordered, info.alias_of or info.name), info.span.start)
+
+    def _put_in_order(self, name: str) -> NDArray[np.uint8]:
+        return read_strided(self._sources[self.tensors[name].span.file].read_into, self._scattered[name])
 
     def words(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """Stored little-endian bytes of values ``start`` to ``stop`` (flat) of one tensor."""
+        """Stored little-endian bytes of values ``start`` to ``stop`` (flat) of one tensor.
+
+        Where values share bytes, all bytes of the blocks that hold these values.
+        """
         info = self.tensors[name]
         stop = info.numel if stop is None else stop
         if not 0 <= start <= stop <= info.numel:
             raise UsageError(f"{name} has {info.numel:,} values; {start} to {stop} is no range of them")
-        bits = info.type.bits
-        out = np.empty((stop - start) * bits // 8, np.uint8)
-        self.source(info).read_into(info.span.start + start * bits // 8, out)
+        first, last = info.type.nbytes(start), info.type.nbytes(stop + -stop % info.type.block)
+        out = np.empty(last - first, np.uint8)
+        self.source(info).read_into(info.span.start + first, out)
         return out
 
     def values(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Values ``start`` to ``stop`` (flat) of one tensor as float32, one-dimensional."""
         info = self.tensors[name]
+        stop = info.numel if stop is None else stop
         words = self.words(name, start, stop)
-        out = np.empty(len(words) * 8 // info.type.bits, np.float32)
+        out = np.empty(info.type.count(len(words)), np.float32)
         decode(info.type, words, out)
-        return out
+        surplus = start % info.type.block
+        return out[surplus : surplus + stop - start]
 
     def array(self, name: str) -> NDArray[np.float32]:
         """One whole tensor as float32, in its own shape (complex: with a trailing axis of 2)."""
@@ -164,14 +184,26 @@ class Checkpoint:
             TruncatedFile: A file ends too early.
         """
         wanted = (
-            (info, self.source(info))
+            info
             for info in self.tensors.values()
             if info.alias_of is None
             and (include_integer or info.is_weight)
             and (names is None or info.name in names)
         )
-        yield from read_blocks(wanted, poison=poison)
+        yield from read_blocks(self._announce(wanted), poison=poison)
         self.check_unchanged()
+
+    def _announce(self, wanted: Iterable[TensorInfo]) -> Iterator[tuple[TensorInfo, Reader]]:
+        """Tensors with what reads them; a file learns what it will be asked for when its turn comes."""
+        for number, group in groupby(wanted, key=lambda info: info.span.file):
+            tensors = list(group)
+            self.expect(number, ((info, 0, info.numel) for info in tensors))
+            for info in tensors:
+                yield info, self.source(info)
+
+    def expect(self, number: int, ranges: Iterable[tuple[TensorInfo, int, int]]) -> None:
+        """Announce what will be read next of ``files[number]``: tensors, each with a range of its values."""
+        self._sources[number].expect(_byte_runs(ranges))
 
     def read_file(self, number: int, start: int, stop: int) -> bytes:
         """Bytes of ``files[number]``, tensor data or not."""
@@ -183,53 +215,33 @@ class Checkpoint:
             source.check_unchanged()
 
 
-def open_checkpoint(target: str | PathLike[str]) -> Checkpoint:
-    """Open a folder, a weight file or an index file; no weights are read and no code is run.
+def _byte_runs(ranges: Iterable[tuple[TensorInfo, int, int]]) -> Iterator[tuple[int, int]]:
+    """Positions of the bytes that hold ranges of values; a tensor not stored in order is read whole."""
+    for info, start, stop in ranges:
+        if info.in_order:
+            last = info.type.nbytes(stop + -stop % info.type.block)
+            yield info.span.start + info.type.nbytes(start), info.span.start + last
+        else:
+            yield info.span.start, info.span.stop
+
+
+def open_checkpoint(
+    target: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool | None = None,
+) -> Checkpoint:
+    """Open a folder, weight file, index file, Hub id or URL; no weights are read and no code is run.
+
+    Args:
+        target: What ``hilm.weights.folder.locate`` takes.
+        revision: Branch, tag or commit on the Hub.
+        token: For the Hub, instead of ``HF_TOKEN`` or the stored login.
+        offline: Use the local cache of the Hub only; as ``HF_HUB_OFFLINE`` says when None.
 
     Raises:
         InputError: Whatever is wrong with what is there; see ``hilm.errors`` for the kinds.
+        NetworkError: The Hub or the server does not have it, or does not answer.
     """
-    return Checkpoint(locate(target))
-
-
-def _explain_foreign(source: FileSource) -> None:
-    """Say so if the file is what a failed download leaves behind."""
-    if source.size == 0:
-        raise NotACheckpoint(f"{source.path} is empty")
-    start = source.read(0, min(64, source.size)).lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        raise NotACheckpoint(f"{source.path} is a Git LFS pointer, not the weights", hint="git lfs pull")
-    if start.startswith((b"<!doctype", b"<html")):
-        raise NotACheckpoint(f"{source.path} is an HTML page, not weights", hint="fetch the file again")
-
-
-def _merge(
-    files: tuple[FileInfo, ...], headers: list[Header], location: Location, notes: list[str]
-) -> dict[str, TensorInfo]:
-    """One table over all shards; the index decides where a name stands twice."""
-    tensors: dict[str, TensorInfo] = {}
-    shard_of = location.shard_of
-    for number, (file, header) in enumerate(zip(files, headers, strict=True)):
-        for entry in header.entries:
-            if entry.name in tensors or shard_of.get(entry.name, file.name) != file.name:
-                if entry.name not in shard_of:
-                    raise DuplicateTensor(f"{entry.name!r} is in {file.name} and in another shard")
-                notes.append(f"{entry.name} in {file.name} is shadowed by the index")
-                continue
-            span = Span(number, entry.start, entry.stop)
-            role = classify(entry.name, entry.shape)
-            tensors[entry.name] = TensorInfo(entry.name, entry.dtype, entry.shape, span, role)
-        _add_aliases(tensors, header)
-    absent = [name for name in shard_of if name not in tensors]
-    if absent:
-        raise CorruptCheckpoint(f"the index places {absent[0]!r} in a shard that does not hold it")
-    return tensors
-
-
-def _add_aliases(tensors: dict[str, TensorInfo], header: Header) -> None:
-    """Savers of shared tensors note removed names as ``removed: kept`` in the metadata."""
-    for removed, kept in header.metadata.items():
-        if kept in tensors and removed not in tensors and tensors[kept].alias_of is None:
-            owner = tensors[kept]
-            role = classify(removed, owner.shape)
-            tensors[removed] = TensorInfo(removed, owner.dtype, owner.shape, owner.span, role, kept)
+    return Checkpoint(locate(target, revision=revision, token=token, offline=offline))

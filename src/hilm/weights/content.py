@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from hilm.errors import ChecksumMismatch
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -17,8 +19,9 @@ _PIECE = 4 << 20
 class ContentDigest:
     """An accumulator of SHA-256 over whole weight files.
 
-    Feed it every block of the checkpoint, integers included, in storage order. Bytes that belong to no tensor
-    (headers, tensors an index hides) are read when it passes them.
+    Feed it every block of the checkpoint, integers included, in storage order. Bytes that are not those of a
+    block, in order and for the first time (headers, tensors an index hides, strided views), are read when it
+    passes them.
 
     Args:
         checkpoint: The open checkpoint the blocks come from.
@@ -32,21 +35,30 @@ class ContentDigest:
     def update(self, block: Block) -> None:
         """Take the next block."""
         span = block.info.span
-        start = span.start + block.start * block.info.type.bits // 8
+        start = span.start + block.info.type.nbytes(block.start)
+        if not block.info.in_order or start < self._positions[span.file]:
+            return
         self._skip_to(span.file, start)
         self._hashes[span.file].update(block.words.data)
         self._positions[span.file] = start + len(block.words)
 
     def finish(self) -> tuple[bytes, ...]:
-        """SHA-256 of every weight file, 32 bytes each, in the order of ``Checkpoint.files``."""
+        """SHA-256 of every weight file, 32 bytes each, in the order of ``Checkpoint.files``.
+
+        Raises:
+            ChecksumMismatch: A file is not what the Hub states it to be.
+        """
         for number, file in enumerate(self._checkpoint.files):
             self._skip_to(number, file.size)
+            if file.sha256 not in {None, self._hashes[number].digest()}:
+                raise ChecksumMismatch(f"{file.name} does not have the SHA-256 that the Hub states")
         return tuple(h.digest() for h in self._hashes)
 
     def _skip_to(self, number: int, stop: int) -> None:
         for start in range(self._positions[number], stop, _PIECE):
             raw = self._checkpoint.read_file(number, start, min(start + _PIECE, stop))
             self._hashes[number].update(raw)
+            self._positions[number] = start + len(raw)
 
 
 def content_key(file_digests: Iterable[bytes]) -> bytes:

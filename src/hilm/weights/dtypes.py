@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from hilm.errors import UnsupportedFormat
+from hilm.errors import PackedFormatUnsupported
+from hilm.weights.gguf_blocks import BLOCK_TYPES, UNDECODABLE, decode_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,36 +24,52 @@ if TYPE_CHECKING:
 PIECE = 65_536
 """Values converted at a time: 256 KiB of float32, resident in cache."""
 
+_BYTE = np.dtype("u1")
 _HALF_LIMIT = np.float32(65_536)  # what infinities and NaNs of F16 turn into
 
-Kind = Literal["float", "int", "uint", "bool", "complex", "packed"]
+Kind = Literal["float", "int", "uint", "bool", "complex", "block", "packed"]
 
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """One stored element type, in the spelling of safetensors.
+    """One stored element type, in the spelling of safetensors or GGUF.
 
     Attributes:
-        name: Such as ``BF16``.
-        bits: Bits of one value; a complex number is two values.
-        kind: ``packed`` marks sub-byte types, whose values share bytes.
-        word: Little-endian unsigned type holding one value (``u1`` for packed types).
+        name: Such as ``BF16`` or ``Q4_K``.
+        block: Values that share bytes: 1, or more in quantised and sub-byte types.
+        block_bytes: Bytes of so many values; a complex number is two values.
+        kind: ``block`` marks quantised blocks that can be decoded, ``packed`` what cannot.
+        word: Little-endian unsigned type holding one value (``u1`` where values share bytes).
         values: Values per stored element: 2 for complex numbers, else 1.
     """
 
     name: str
-    bits: int
+    block: int
+    block_bytes: int
     kind: Kind
     word: np.dtype[np.unsignedinteger]
     values: int = 1
 
     @property
+    def bits(self) -> int:
+        """Bits of one value, rounded down for quantised blocks with their scales."""
+        return 8 * self.block_bytes // self.block
+
+    @property
     def is_weight(self) -> bool:
         """Whether values of this type are weights that can be decoded to float32."""
-        return self.kind in {"float", "complex"}
+        return self.kind in {"float", "complex", "block"}
+
+    def nbytes(self, count: int) -> int:
+        """Bytes of ``count`` values, which are whole blocks."""
+        return count // self.block * self.block_bytes
+
+    def count(self, nbytes: int) -> int:
+        """Values in ``nbytes`` bytes, which are whole blocks."""
+        return nbytes // self.block_bytes * self.block
 
 
-def _table() -> Mapping[str, DType]:
+def _elements() -> Mapping[str, DType]:
     kinds: dict[str, tuple[int, Kind]] = {
         "BOOL": (8, "bool"),
         "U8": (8, "uint"),
@@ -72,17 +89,27 @@ def _table() -> Mapping[str, DType]:
         "F8_E4M3FNUZ": (8, "float"),
         "F8_E5M2FNUZ": (8, "float"),
         "F8_E8M0": (8, "float"),
-        "F4": (4, "packed"),
-        "F6_E2M3": (6, "packed"),
-        "F6_E3M2": (6, "packed"),
     }
-    table = {n: DType(n, b, k, np.dtype(f"<u{max(b // 8, 1)}")) for n, (b, k) in kinds.items()}
-    table["C64"] = DType("C64", 32, "complex", np.dtype("<u4"), values=2)
+    table = {n: DType(n, 1, bits // 8, k, np.dtype(f"<u{bits // 8}")) for n, (bits, k) in kinds.items()}
+    table["C64"] = DType("C64", 1, 4, "complex", np.dtype("<u4"), values=2)
+    for name, block, block_bytes in (("F4", 2, 1), ("F6_E2M3", 4, 3), ("F6_E3M2", 4, 3)):
+        table[name] = DType(name, block, block_bytes, "packed", _BYTE)
     return MappingProxyType(table)
 
 
-DTYPES: Mapping[str, DType] = _table()
-"""Every element type hilm knows, by its safetensors name."""
+def _blocks() -> dict[str, DType]:
+    types = {t.name: t for t in BLOCK_TYPES.values() if t.values > 1}
+    kinds: dict[bool, Kind] = {True: "packed", False: "block"}
+    return {
+        name: DType(name, t.values, t.nbytes, kinds[name in UNDECODABLE], _BYTE) for name, t in types.items()
+    }
+
+
+ELEMENTS: Mapping[str, DType] = _elements()
+"""The element types of safetensors, by name."""
+
+DTYPES: Mapping[str, DType] = MappingProxyType({**ELEMENTS, **_blocks()})
+"""Every element type hilm knows, by its name in safetensors or GGUF."""
 
 
 def decode(dtype: DType, raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
@@ -93,14 +120,18 @@ def decode(dtype: DType, raw: NDArray[np.uint8], out: NDArray[np.float32]) -> No
 
     Args:
         dtype: Type of the stored values.
-        raw: ``len(out) * dtype.bits / 8`` contiguous bytes.
+        raw: ``dtype.nbytes(len(out))`` contiguous bytes.
         out: float32, one-dimensional, contiguous; written in full.
 
     Raises:
-        UnsupportedFormat: Values of a sub-byte type, which need a quantisation scheme to be read.
+        PackedFormatUnsupported: Values that need a quantisation scheme to be read, or of a type that nothing
+            here can decode.
     """
+    if dtype.kind == "block":
+        decode_blocks(dtype.name, raw, out)
+        return
     if dtype.kind == "packed":
-        raise UnsupportedFormat(
+        raise PackedFormatUnsupported(
             f"values of type {dtype.name} cannot be decoded to float32",
             hint="archive the checkpoint bit-exactly instead: hilm encode --mode archive",
         )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from hilm.errors import HeaderError, PackedFormatUnsupported, TruncatedFile
 from hilm.weights.gguf_blocks import BLOCK_TYPES, BlockType
 from hilm.weights.safetensors import MAX_METADATA, MAX_TENSORS, check_name
+from hilm.weights.tensor import Entry, Listing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,39 +35,15 @@ _NUMBERS = {
         0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
     }.items()
 }  # fmt: skip
+_KEPT = ("general.", "split.")
 _UINT32, _BOOL, _STRING, _ARRAY = 4, 7, 8, 9
 
 
-@dataclass(frozen=True, slots=True)
-class GgufEntry:
-    """One tensor: ``shape`` in C order, ``start`` and ``stop`` absolute byte positions in the file."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class GgufHeader:
-    """A parsed header.
-
-    Attributes:
-        entries: In file order.
-        metadata: ``general.*`` and ``*.block_count`` only; tokenizers and the like are skipped.
-        data_start: First byte of tensor data.
-        alignment: Every tensor starts at a multiple of it behind ``data_start``.
-    """
-
-    entries: tuple[GgufEntry, ...]
-    metadata: dict[str, object]
-    data_start: int
-    alignment: int
-
-
-def parse_gguf(read: Read, size: int) -> GgufHeader:
+def parse_gguf(read: Read, size: int) -> Listing:
     """Read and check the header of a GGUF file of version 2 or 3, before any tensor byte is touched.
+
+    Of the metadata ``general.*``, ``split.*`` and ``*.block_count`` are kept, as text, what is no text as
+    JSON; tokenizers and the like are skipped.
 
     Args:
         read: ``read(start, stop)`` returns that byte range of the file.
@@ -87,7 +64,8 @@ def parse_gguf(read: Read, size: int) -> GgufHeader:
     start = -(-cursor.at // alignment) * alignment
     entries = sorted((_place(d, start, alignment) for d in described), key=lambda e: (e.start, e.stop))
     _check_spans(entries, size)
-    return GgufHeader(tuple(entries), metadata, start, alignment)
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    return Listing(tuple(entries), texts)
 
 
 class _Cursor:
@@ -159,7 +137,7 @@ def _read_metadata(cursor: _Cursor, count: int) -> dict[str, object]:
             raise HeaderError("gguf-key", f"the key {key[:80]!r} is empty or stands twice")
         seen.add(key)
         kind, start = cursor.integer(4), cursor.at
-        if not key.startswith("general.") and not key.endswith(".block_count"):
+        if not key.startswith(_KEPT) and not key.endswith(".block_count"):
             _skip_value(cursor, kind)
             continue
         if key == "general.alignment" and kind != _UINT32:
@@ -227,9 +205,7 @@ def _read_tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...], BlockType, int]
     return name, shape, BLOCK_TYPES[number], cursor.integer(8)
 
 
-def _place(
-    described: tuple[str, tuple[int, ...], BlockType, int], data_start: int, alignment: int
-) -> GgufEntry:
+def _place(described: tuple[str, tuple[int, ...], BlockType, int], data_start: int, alignment: int) -> Entry:
     name, shape, kind, offset = described
     extent = math.prod(max(size, 1) for size in shape) * kind.nbytes
     if max(*shape, extent, 0) >= 1 << 63:
@@ -239,10 +215,10 @@ def _place(
     if offset % alignment:
         raise HeaderError("gguf-span", f"{name!r} is not aligned to {alignment} bytes")
     start = data_start + offset
-    return GgufEntry(name, kind.name, shape, start, start + math.prod(shape) // kind.values * kind.nbytes)
+    return Entry(name, kind.name, shape, start, start + math.prod(shape) // kind.values * kind.nbytes)
 
 
-def _check_spans(entries: list[GgufEntry], size: int) -> None:
+def _check_spans(entries: list[Entry], size: int) -> None:
     """Names are unique; spans are disjoint and inside the file."""
     names: set[str] = set()
     position = 0

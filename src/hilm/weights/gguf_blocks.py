@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hilm.errors import PackedFormatUnsupported
-from hilm.weights.dtypes import DTYPES, PIECE, decode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
+
+
+GROUP = 65_536
+"""Values converted at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +48,29 @@ BLOCK_TYPES: Mapping[int, BlockType] = MappingProxyType({
 
 TYPES_BY_NAME: Mapping[str, BlockType] = MappingProxyType({t.name: t for t in BLOCK_TYPES.values()})
 
+UNDECODABLE = frozenset({"Q8_1", "Q8_K", "Q1_0"})
+"""What the library only knows the size of: intermediate results, and a type that is newer than it."""
+
 _Q8_0 = np.dtype([("scale", "<f2"), ("codes", "i1", (32,))])
 _Q4_0 = np.dtype([("scale", "<f2"), ("codes", "u1", (16,))])
 
 
 def decode_blocks(type_name: str, raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-    """Convert stored blocks to float32, equal bit for bit to what the gguf library makes of them.
+    """Convert quantised blocks to float32, equal bit for bit to what the gguf library makes of them.
 
     Args:
-        type_name: Such as ``Q4_K``.
+        type_name: Such as ``Q4_K``; not a plain number.
         raw: Whole blocks: contiguous bytes for ``len(out)`` values.
         out: float32, one-dimensional, contiguous; written in full.
 
     Raises:
         PackedFormatUnsupported: A type that nothing here can decode.
     """
-    if type_name in DTYPES:
-        decode(DTYPES[type_name], raw, out)
-        return
-    if type_name not in TYPES_BY_NAME:
-        raise PackedFormatUnsupported(f"weights of the unknown type {type_name[:40]!r}")
+    if type_name in UNDECODABLE:
+        raise PackedFormatUnsupported(f"weights of type {type_name} cannot be decoded")
     kind = TYPES_BY_NAME[type_name]
     convert = _CONVERT.get(type_name) or _library(type_name)
-    step = PIECE // kind.values
+    step = GROUP // kind.values
     blocks, values = raw.reshape(-1, kind.nbytes), out.reshape(-1, kind.values)
     with np.errstate(over="ignore", invalid="ignore"):
         for begin in range(0, len(blocks), step):
@@ -92,10 +95,7 @@ def _library(type_name: str) -> Callable[[NDArray[np.uint8], NDArray[np.float32]
     from gguf import GGMLQuantizationType, quants  # noqa: PLC0415 - a quarter second that few files need
 
     def convert(raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-        try:
-            values = quants.dequantize(raw.reshape(1, -1), GGMLQuantizationType[type_name])
-        except NotImplementedError:
-            raise PackedFormatUnsupported(f"weights of type {type_name} cannot be decoded") from None
+        values = quants.dequantize(raw.reshape(1, -1), GGMLQuantizationType[type_name])
         out[...] = values.reshape(out.shape)
 
     return convert

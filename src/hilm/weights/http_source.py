@@ -119,14 +119,22 @@ class HttpSource:
             raise
         return source
 
+    @property
+    def state(self) -> str:
+        """URL, size and ETag."""
+        return f"{self.name}|{self.size}|{self.etag}"
+
     def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes of one range."""
+        """Return the bytes of one range; nothing is fetched ahead for it, so that headers cost no weights."""
         out = np.empty(stop - start, np.uint8)
-        self.read_into(start, out)
+        self._fill(start, out, guess=False)
         return out.tobytes()
 
     def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fill ``out`` with the bytes from ``start`` on."""
+        self._fill(start, out, guess=True)
+
+    def _fill(self, start: int, out: NDArray[np.uint8], *, guess: bool) -> None:
         self._stop.check()
         view, end = out.data, start + len(out)
         if not 0 <= start <= end <= self.size:
@@ -138,7 +146,7 @@ class HttpSource:
         start, view = start + len(known), view[len(known) :]
         if not view:
             return
-        done = self._read_ahead(start, view)
+        done = self._read_ahead(start, view, guess=guess)
         self._read_now(start + done, view[done:])
 
     def expect(self, runs: Iterable[tuple[int, int]]) -> None:
@@ -162,10 +170,11 @@ class HttpSource:
         self._pool.shutdown()
         POOL.leave()
 
-    def _read_ahead(self, start: int, view: memoryview) -> int:
+    def _read_ahead(self, start: int, view: memoryview, *, guess: bool) -> int:
         """Take what was fetched ahead; begin to fetch ahead at the second of two adjoining reads."""
         with self._reading:
-            follows, self._cursor = start == self._cursor, start + len(view)
+            follows = guess and start == self._cursor
+            self._cursor = start + len(view) if guess else self._cursor
             if self._ahead and self._ahead.holds(start):
                 return self._ahead.read_into(start, view)
             if self._announced or not follows:

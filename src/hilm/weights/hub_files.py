@@ -79,6 +79,7 @@ class HubRepository:
         endpoint: The Hub, without a slash at the end.
         files: By name.
         offline: Only local copies are used.
+        declared_base: Models that its card says it was made from.
         token: The one given by the caller.
     """
 
@@ -87,6 +88,7 @@ class HubRepository:
     endpoint: str
     files: dict[str, HubFile]
     offline: bool
+    declared_base: tuple[str, ...] = ()
     token: Secret = field(default_factory=Secret, compare=False)
 
     def url(self, name: str) -> str:
@@ -154,10 +156,14 @@ def locate_hub(
     url = f"{endpoint}/api/models/{repo_id}/revision/{quote(revision, safe='')}?blobs=true"
     raw = get_bytes(url, private=authorization(token), limit=MAX_LISTING, patience=PATIENCE)
     try:
-        commit, files = _parse_listing(json.loads(raw), folder)
+        listing = json.loads(raw)
+        commit, files = _parse_listing(listing, folder)
+        base = _parse_base(listing)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise NetworkError(f"{shown(url)} does not answer with a listing of files") from None
-    return HubRepository(repo_id, commit, endpoint, files, offline=False, token=Secret(token))
+    return HubRepository(
+        repo_id, commit, endpoint, files, offline=False, declared_base=base, token=Secret(token)
+    )
 
 
 def authorization(token: str | None) -> dict[str, str]:
@@ -219,6 +225,14 @@ def _parse_listing(listing: Any, folder: Path) -> tuple[str, dict[str, HubFile]]
             raise ValueError
         files[name] = HubFile(name, size, sha256, etag, _cached(folder, commit, name, etag, size))
     return commit, files
+
+
+def _parse_base(listing: Any) -> tuple[str, ...]:  # noqa: ANN401  parsed JSON
+    """What the card gives as base models: one repository or several."""
+    card = listing.get("cardData")
+    base = card.get("base_model") if isinstance(card, dict) else None
+    named = base if isinstance(base, list) else [base]
+    return tuple(b for b in named if isinstance(b, str) and _REPOSITORY.fullmatch(b))
 
 
 def _is_plain(name: object) -> bool:

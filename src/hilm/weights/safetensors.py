@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hilm.errors import HeaderError, MemoryLimitError, TruncatedFile
-from hilm.weights.dtypes import DTYPES
+from hilm.weights.dtypes import ELEMENTS
+from hilm.weights.tensor import Entry, Listing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,27 +32,7 @@ _HEAD_MIN = 2
 _CONTROL = frozenset(map(chr, (*range(32), 127)))
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One tensor of the header: ``start`` and ``stop`` are absolute byte positions in the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """A parsed header; ``entries`` are in file order, ``data_start`` is the first byte of tensor data."""
-
-    entries: tuple[Entry, ...]
-    metadata: dict[str, str]
-    data_start: int
-
-
-def parse_header(read: Callable[[int, int], bytes], size: int) -> Header:
+def parse_header(read: Callable[[int, int], bytes], size: int) -> Listing:
     """Read and check a header before any tensor byte is touched.
 
     Args:
@@ -80,7 +60,7 @@ def parse_header(read: Callable[[int, int], bytes], size: int) -> Header:
     start = _PREFIX + length
     entries = sorted((_check_entry(n, e, start) for n, e in table.items()), key=lambda e: (e.start, e.stop))
     _check_tiling(entries, start, size)
-    return Header(tuple(entries), metadata, start)
+    return Listing(tuple(entries), metadata)
 
 
 def _parse_json(raw: bytes) -> dict[str, Any]:
@@ -148,22 +128,23 @@ def _check_entry(name: str, entry: object, data_start: int) -> Entry:
     check_name(name)
     if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
         raise HeaderError("entry", f"{name!r} lacks dtype, shape or data_offsets")
-    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    dtype = ELEMENTS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         raise HeaderError("dtype", f"{name!r} has the unknown dtype {str(entry['dtype'])[:40]!r}")
     shape = _integers(entry["shape"])
     if shape is None or len(shape) > MAX_RANK:
         raise HeaderError("shape", f"{name!r}: a shape is a list of at most {MAX_RANK} sizes")
-    bits = math.prod(shape) * dtype.bits * dtype.values
-    extent = math.prod(max(size, 1) for size in shape) * dtype.bits * dtype.values
-    if extent // 8 >= 1 << 63 or bits % 8:
+    count = math.prod(shape) * dtype.values
+    extent = math.prod(max(size, 1) for size in shape) * dtype.values // dtype.block * dtype.block_bytes
+    if extent >= 1 << 63 or count % dtype.block:
         raise HeaderError("shape", f"{name!r} of shape {list(shape)} does not fill whole bytes below 2^63")
     offsets = _integers(entry["data_offsets"])
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise HeaderError("bounds", f"{name!r}: data_offsets must be a begin and an end")
     begin, end = offsets
-    if end - begin != bits // 8:
-        raise HeaderError("size", f"{name!r} needs {bits // 8:,} bytes, its offsets span {end - begin:,}")
+    nbytes = dtype.nbytes(count)
+    if end - begin != nbytes:
+        raise HeaderError("size", f"{name!r} needs {nbytes:,} bytes, its offsets span {end - begin:,}")
     return Entry(name, dtype.name, shape, data_start + begin, data_start + end)
 
 

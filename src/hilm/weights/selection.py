@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
@@ -129,12 +130,22 @@ class Selection:
             for block in checkpoint.blocks(frozenset(whole)):
                 yield Piece(block.info, block.start, block.values, None, block.last)
             return
-        for index, info in enumerate(self.tensors):
-            positions = self.positions(index)
-            if positions is None:
-                positions = np.arange(info.numel, dtype=np.int64)
-            if len(positions):
-                yield Piece(info, 0, read_positions(checkpoint, info, positions), positions, last=True)
+        for number, group in groupby(range(len(self.tensors)), key=lambda i: self.tensors[i].span.file):
+            indices = list(group)
+            checkpoint.expect(number, chain.from_iterable(map(self._runs, indices)))
+            for index in indices:
+                info, positions = self.tensors[index], self._places(index)
+                if len(positions):
+                    yield Piece(info, 0, read_positions(checkpoint, info, positions), positions, last=True)
+
+    def _places(self, index: int) -> NDArray[np.int64]:
+        positions = self.positions(index)
+        return np.arange(self.tensors[index].numel, dtype=np.int64) if positions is None else positions
+
+    def _runs(self, index: int) -> Iterator[tuple[TensorInfo, int, int]]:
+        """What reading a tensor's selected values reads."""
+        for part in _clusters(positions := self._places(index)):
+            yield self.tensors[index], int(positions[part[0]]), int(positions[part[-1]]) + 1
 
 
 GAP = 16_384
@@ -146,8 +157,13 @@ def read_positions(
 ) -> NDArray[np.float32]:
     """Values at ascending flat positions, float32; reads nothing far from them."""
     out = np.empty(len(positions), np.float32)
-    cuts = np.flatnonzero(np.diff(positions) > GAP) + 1
-    for part in np.split(np.arange(len(positions)), cuts):
+    for part in _clusters(positions):
         start, stop = int(positions[part[0]]), int(positions[part[-1]]) + 1
         out[part] = checkpoint.values(info.name, start, stop)[positions[part] - start]
     return out
+
+
+def _clusters(positions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Indices of positions that one read spans; none without positions."""
+    cuts = np.flatnonzero(np.diff(positions) > GAP) + 1
+    return np.split(np.arange(len(positions)), cuts) if len(positions) else []

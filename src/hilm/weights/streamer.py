@@ -149,7 +149,7 @@ class MemoryEfficientParameterStreamer:
         """Yield ``(values, metadata, progress)`` until every selected value was delivered once.
 
         Args:
-            model: A path or an open checkpoint.
+            model: A path, Hub id or URL, or an open checkpoint.
             max_total_params: Deliver this many values, spread evenly over all selected tensors.
 
         Raises:

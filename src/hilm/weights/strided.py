@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hilm.weights.torch_objects import TorchEntry
+    from hilm.weights.tensor import Entry
 
 STRIDED_MEMORY = 1 << 30
 """Bytes that putting one tensor's values in order may take."""
@@ -26,7 +27,25 @@ TILE = 16 << 20
 """Bytes read at a time for that."""
 
 
-def read_strided(read_into: Callable[[int, NDArray[np.uint8]], None], entry: TorchEntry) -> NDArray[np.uint8]:
+@dataclass(frozen=True, slots=True)
+class OrderedSource:
+    """The ordered bytes of one tensor, at the positions they would have if they were stored in order.
+
+    Attributes:
+        load: Gives all of them.
+        start: Position of the first.
+    """
+
+    load: Callable[[], NDArray[np.uint8]]
+    start: int
+
+    def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill ``out`` with the bytes from ``start`` on."""
+        begin = start - self.start
+        out[:] = self.load()[begin : begin + len(out)]
+
+
+def read_strided(read_into: Callable[[int, NDArray[np.uint8]], None], entry: Entry) -> NDArray[np.uint8]:
     """Return one tensor's values in C order as little-endian bytes, however they are stored.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hilm.weights.dtypes import DTYPES, DType
@@ -23,6 +23,51 @@ _MATRIX, _STACK = 2, 3
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor as the header of a file describes it, checked.
+
+    Attributes:
+        name: As stored, or the keys on the way to it joined by dots.
+        dtype: A name of ``DTYPES``.
+        shape: Sizes, in C order.
+        start: Absolute position of its first byte.
+        stop: One behind its last byte; for a strided view, others' bytes may lie between.
+        strides: Distance of neighbours along each axis in elements; None if they lie in C order without gaps.
+        alias_of: An earlier name of the same values.
+        big_endian: Whether the bytes of each value are stored most significant first.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    strides: tuple[int, ...] | None = None
+    alias_of: str | None = None
+    big_endian: bool = False
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the stored bytes are the values in order, least significant byte first."""
+        return self.strides is None and not self.big_endian
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What one file holds.
+
+    Attributes:
+        entries: Its tensors in file order.
+        metadata: Text pairs beside them.
+        notes: What was left out or tolerated.
+    """
+
+    entries: tuple[Entry, ...]
+    metadata: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """An absolute byte range of ``Checkpoint.files[file]``."""
 
@@ -37,11 +82,12 @@ class TensorInfo:
 
     Attributes:
         name: As stored.
-        dtype: Safetensors spelling, such as ``BF16``.
+        dtype: Such as ``BF16`` or ``Q4_K``; a name of ``DTYPES``.
         shape: As stored; ``()`` is a scalar.
         span: Where its bytes are.
         role: What it does in the model.
         alias_of: Another name of the same bytes, which is the one that is read.
+        in_order: Whether the stored bytes are the values in order, which strided views are not.
     """
 
     name: str
@@ -50,6 +96,7 @@ class TensorInfo:
     span: Span
     role: Role
     alias_of: str | None = None
+    in_order: bool = True
 
     @property
     def type(self) -> DType:
@@ -63,12 +110,12 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Stored bytes."""
-        return self.span.stop - self.span.start
+        """Bytes of its values as they are stored."""
+        return self.type.nbytes(self.numel)
 
     @property
     def is_weight(self) -> bool:
-        """Whether its values are weights: floating or complex."""
+        """Whether its values are weights that can be decoded: floating, complex or quantised."""
         return self.type.is_weight
 
     @property

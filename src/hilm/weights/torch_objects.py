@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hilm.errors import CorruptCheckpoint, HeaderError, UnsafePickle, UnsupportedFormat
-from hilm.weights.dtypes import DTYPES
+from hilm.weights.dtypes import ELEMENTS
 from hilm.weights.pickle_records import Global, Table
 from hilm.weights.safetensors import MAX_RANK, check_name
+from hilm.weights.tensor import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +36,7 @@ _STORAGES = {
     "ComplexFloatStorage": "C64",
 }
 _ITEM_BYTES = {
-    **{name: DTYPES[dtype].bits * DTYPES[dtype].values // 8 for name, dtype in _STORAGES.items()},
+    **{name: ELEMENTS[dtype].nbytes(ELEMENTS[dtype].values) for name, dtype in _STORAGES.items()},
     "ComplexDoubleStorage": 16,
     "QInt32Storage": 4,
     **dict.fromkeys(
@@ -53,31 +54,6 @@ _DTYPES = {
     "torch.uint64": "U64",
 }
 """Element types that are named beside an untyped storage, because they have no storage class."""
-
-
-@dataclass(frozen=True, slots=True)
-class TorchEntry:
-    """One tensor of a PyTorch file.
-
-    Attributes:
-        name: Keys on the way to it, joined by dots.
-        dtype: Safetensors spelling.
-        shape: Sizes.
-        start: Absolute position of its first byte.
-        stop: One behind its last byte; for a strided view, others' bytes may lie between.
-        strides: Distance of neighbours along each axis in elements; None if they lie in C order without gaps.
-        alias_of: An earlier name of the same values.
-        big_endian: Whether the bytes of each value are stored most significant first.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-    strides: tuple[int, ...] | None = None
-    alias_of: str | None = None
-    big_endian: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,7 +169,7 @@ def is_type(name: str) -> bool:
     return name in _DTYPES or (name.startswith("torch.") and name.rpartition(".")[2] in _ITEM_BYTES)
 
 
-def check_tensor(name: str, tensor: Tensor, places: Places, *, big_endian: bool) -> TorchEntry:
+def check_tensor(name: str, tensor: Tensor, places: Places, *, big_endian: bool) -> Entry:
     """Place a tensor in the file, or say why it cannot be there.
 
     Args:
@@ -208,7 +184,7 @@ def check_tensor(name: str, tensor: Tensor, places: Places, *, big_endian: bool)
         CorruptCheckpoint: The storage is not in the file, or too short.
     """
     check_name(name)
-    if tensor.dtype not in DTYPES or tensor.lazy:
+    if tensor.dtype not in ELEMENTS or tensor.lazy:
         what = "as a lazy conjugate or negative" if tensor.lazy else f"as {tensor.dtype}"
         raise UnsupportedFormat(f"{name!r} is stored {what}, which cannot be decoded")
     shape, strides, item = tensor.shape, tensor.strides, item_bytes(tensor.dtype)
@@ -216,14 +192,14 @@ def check_tensor(name: str, tensor: Tensor, places: Places, *, big_endian: bool)
         raise HeaderError("shape", f"{name!r} of shape {list(shape)} lacks strides or exceeds 2^63 bytes")
     begin, end = _place(name, tensor.storage, places)
     if 0 in shape:
-        return TorchEntry(name, tensor.dtype, shape, begin, begin, big_endian=big_endian)
+        return Entry(name, tensor.dtype, shape, begin, begin, big_endian=big_endian)
     reach = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     start = begin + tensor.offset * item
     if tensor.offset < 0 or start + reach * item > end:
         raise HeaderError("bounds", f"{name!r} reaches beyond its storage")
     plain = all(n == 1 or s == c for n, s, c in zip(shape, strides, packed_strides(shape), strict=True))
     stop, kept = start + reach * item, None if plain else strides
-    return TorchEntry(name, tensor.dtype, shape, start, stop, kept, big_endian=big_endian)
+    return Entry(name, tensor.dtype, shape, start, stop, kept, big_endian=big_endian)
 
 
 def _place(name: str, storage: Storage, places: Places) -> tuple[int, int]:
@@ -245,4 +221,4 @@ def packed_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def item_bytes(dtype: str) -> int:
     """Bytes of one element of a type in safetensors spelling."""
-    return DTYPES[dtype].bits * DTYPES[dtype].values // 8
+    return ELEMENTS[dtype].nbytes(ELEMENTS[dtype].values)

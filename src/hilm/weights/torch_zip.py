@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -25,11 +25,11 @@ from hilm.errors import (
 from hilm.weights.pickle_machine import MAX_STREAM, Pickle, read_pickle
 from hilm.weights.pickle_records import Call, Global, Table
 from hilm.weights.safetensors import MAX_NAME
+from hilm.weights.tensor import Listing
 from hilm.weights.torch_objects import (
     BUILDERS,
     Storage,
     Tensor,
-    TorchEntry,
     check_tensor,
     find_storage,
     is_type,
@@ -39,6 +39,7 @@ from hilm.weights.zip_directory import list_members
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from hilm.weights.tensor import Entry
     from hilm.weights.torch_objects import Places
     from hilm.weights.zip_directory import Read
 
@@ -53,21 +54,13 @@ _LEGACY_PROTOCOL = 1001
 _WINDOW = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Archive:
-    """The tensors of a PyTorch file in storage order, and what was left out or looked odd."""
-
-    entries: tuple[TorchEntry, ...]
-    notes: tuple[str, ...]
-
-
 _Node = Tensor | Storage | Call | Table | list[object] | tuple[object, ...]
 _CONTAINERS = (Call, Table, list, tuple)
 _NODES = (Tensor, Storage, *_CONTAINERS)
 _KEYS = str | int | float | None
 
 
-def parse_archive(read: Read, size: int) -> Archive:
+def parse_archive(read: Read, size: int) -> Listing:
     """List the tensors of a file written by ``torch.save``.
 
     Args:
@@ -96,7 +89,7 @@ def parse_archive(read: Read, size: int) -> Archive:
 # The zip form.
 
 
-def _read_zip(read: Read, size: int) -> Archive:
+def _read_zip(read: Read, size: int) -> Listing:
     members = list_members(read, size)
     pickles = [name for name in members if name.count("/") <= 1 and name.split("/")[-1] == "data.pkl"]
     if len(pickles) != 1:
@@ -120,7 +113,7 @@ def _read_zip(read: Read, size: int) -> Archive:
 # The older form.
 
 
-def _read_legacy(read: Read, size: int) -> Archive:
+def _read_legacy(read: Read, size: int) -> Listing:
     """Five pickles (magic number, version, machine, tensors, storage keys), then the storages."""
     window = _WINDOW
     while True:
@@ -168,7 +161,7 @@ def _read_pickles(data: bytes) -> tuple[Pickle, dict[str, Storage], list[str], i
 # From the value of the pickle to a list of tensors.
 
 
-def _list_tensors(pickle: Pickle, places: Places, notes: list[str], *, big_endian: bool = False) -> Archive:
+def _list_tensors(pickle: Pickle, places: Places, notes: list[str], *, big_endian: bool = False) -> Listing:
     """List what a pickle holds; ``places`` tells where in the file each storage is."""
     root = pickle.value
     if isinstance(root, Call | Global):
@@ -183,7 +176,7 @@ def _list_tensors(pickle: Pickle, places: Places, notes: list[str], *, big_endia
     if isinstance(root, Table):
         root = _unwrap(_without_optimizers(root, notes), notes)
     tensors, opaque = _flatten(root)
-    entries: list[TorchEntry] = []
+    entries: list[Entry] = []
     owners: dict[object, str] = {}
     for name, tensor in tensors:
         entry = check_tensor(name, tensor, places, big_endian=big_endian)
@@ -194,7 +187,7 @@ def _list_tensors(pickle: Pickle, places: Places, notes: list[str], *, big_endia
     if twice:
         raise DuplicateTensor(f"two tensors are named {twice[0]!r}")
     notes += _describe_hidden(opaque, [tensor for _, tensor in tensors])
-    return Archive(tuple(sorted(entries, key=lambda e: (e.start, e.stop))), tuple(notes))
+    return Listing(tuple(sorted(entries, key=lambda e: (e.start, e.stop))), notes=tuple(notes))
 
 
 def _name(record: Call | Global) -> str:
