@@ -86,7 +86,7 @@ def test_inspect_of_a_checkpoint(hilm):
 
 def test_inspect_of_nothing_is_bad_input(hilm, house):
     (house / "empty").mkdir()
-    for target, code in (("empty", 2), ("./nowhere", 2), ("nowhere", 5)):  # the last may be on the Hub
+    for target, code in (("empty", 2), ("./nowhere", 2), ("nowhere", 2), ("org/nowhere", 5)):
         ran = hilm("inspect", target, "--json")
         assert (ran.code, ran.out) == (code, "")
         assert ran.err.startswith("error: ")

@@ -54,12 +54,15 @@ def test_nothing_there(tmp_path, monkeypatch, target):
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("target", ["missing", "org/Model-0.5B"])
-def test_what_is_no_path_may_be_on_the_hub(tmp_path, monkeypatch, target):
+@pytest.mark.parametrize(
+    ("target", "error"), [("missing", errors.NotACheckpoint), ("org/M-0.5B", errors.OfflineError)]
+)
+def test_what_is_no_path_may_be_on_the_hub(tmp_path, monkeypatch, target, error):
+    """One word is a mistyped path more often than a model that only the network could tell of."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(errors.OfflineError, match=f"no file or folder '{target}'; as a Hub id") as caught:
+    with pytest.raises(error, match=f"no file or folder '{target}'; as a Hub id") as caught:
         locate(target)
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == (5 if "/" in target else 2)
 
 
 def test_empty_folder_and_foreign_formats(tmp_path):

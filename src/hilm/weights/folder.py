@@ -11,10 +11,12 @@ from urllib.parse import unquote
 
 from hilm.errors import (
     AmbiguousCheckpoint,
+    AuthRequired,
     CorruptCheckpoint,
     MissingShard,
     NetworkError,
     NotACheckpoint,
+    NotFound,
     OfflineError,
     StorageError,
     UnsafePath,
@@ -118,7 +120,7 @@ def locate(
         UnsafePath: The index names a file outside the folder.
         CorruptCheckpoint: The index cannot be read.
         UsageError: A revision of something that is not on the Hub.
-        NetworkError: The Hub does not have it or does not answer.
+        NetworkError: The Hub does not have it; or does not answer, and the target can hardly be a path.
     """
     text = os.fspath(target)
     if text.startswith("hf://"):
@@ -139,8 +141,12 @@ def locate(
     try:
         return _locate_on_hub(f"hf://{text}", revision, token, offline)
     except NetworkError as error:
-        error.message = f"there is no file or folder {text!r}; as a Hub id: {error.message}"
-        error.args = (error.message,)
+        message = f"there is no file or folder {text!r}; as a Hub id: {error.message}"
+        if "/" not in text and not isinstance(error, NotFound | AuthRequired):
+            raise NotACheckpoint(
+                message, hint=error.hint
+            ) from error  # one word is a mistyped path, most often
+        error.message, error.args = message, (message,)
         raise
 
 

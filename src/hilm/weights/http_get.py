@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
+from socket import gaierror
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -21,6 +22,7 @@ _OWN = {"Accept-Encoding": "identity", "User-Agent": "hilm"}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
 _DRAIN = 64 << 10
+_UNKNOWN_HOST = "check the connection; if a local path was meant, write it with ./ in front"
 
 
 class Answer:
@@ -198,6 +200,8 @@ def _exchange(url: str, origin: Origin, headers: Mapping[str, str], patience: Pa
             return Answer(url, connection, *_send(url, connection, headers, patience, stop), stop)
         except ssl.SSLCertVerificationError as error:
             raise NetworkError(f"{origin}: the certificate is not valid: {error.verify_message}") from error
+        except gaierror as error:  # asking again will not make the name known
+            raise NetworkError(f"the network does not know {origin}", hint=_UNKNOWN_HOST) from error
         except (OSError, HTTPException) as error:
             if kept is None or isinstance(error, TimeoutError):
                 raise Transient(f"no answer from {origin} ({type(error).__name__})") from error
