@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hilm.errors import InputError, OfflineError, UnknownModel
+from hilm.errors import InputError, NotACheckpoint, OfflineError, UnknownModel
 from hilm.store import diff
 from tests.store.conftest import tiny
 
@@ -32,8 +32,8 @@ def test_names_of_a_store_are_looked_up(house, store):
     with pytest.raises(UnknownModel):
         diff("your model", house / "tuned", store=store)
     with pytest.raises(OfflineError):
-        diff("yours", house / "tuned", store=store)
-    with pytest.raises(OfflineError):
+        diff("org/yours", house / "tuned", store=store)
+    with pytest.raises(NotACheckpoint):
         diff("mine", house / "tuned")
     with pytest.raises(InputError):
         diff("./mine", house / "tuned")

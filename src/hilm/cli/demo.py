@@ -166,7 +166,7 @@ class Demo:
         """Film the family and, bit by bit, the base; prove that film, and draw pictures."""
         self.tell(f"encode: one frame of {SAMPLE:,} parameters of each model")
         paths = [self.model(name) for name in (BASE, *RELATIVES)]
-        family = self.check(store.encode(paths, mode="sample", max_params=SAMPLE, force=True))
+        family = self.check(store.encode(paths, mode="sample", max_params=SAMPLE, jobs=1, force=True))
         self.tell(f"encode: every bit of {BASE}")
         archive = self.check(store.encode([self.model(BASE)], mode="archive"))
         reel = archive["models"][0]["reel"]
