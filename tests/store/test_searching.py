@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from hilm.errors import OfflineError, UnknownModel, UsageError
+from hilm.errors import NotACheckpoint, OfflineError, UnknownModel, UsageError
 from hilm.lineage.fingerprint import fingerprint
 from hilm.lineage.gram import WORDS
 from hilm.store import Store
@@ -125,8 +125,10 @@ def test_a_model_is_listed_once_however_often_its_weights_are_there(house, store
 def test_what_cannot_be_searched_is_said(filled, house, store):
     with pytest.raises(UnknownModel):
         filled.search("no body")
-    with pytest.raises(OfflineError):
+    with pytest.raises(NotACheckpoint):
         filled.search("nobody")
+    with pytest.raises(OfflineError):
+        filled.search("no/body")
     with pytest.raises(UnknownModel, match="is empty"):
         store.search(house / "base")
     with pytest.raises(UsageError):
