@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A run started in the background ignores Ctrl-C, and so would everything that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine must not fail a property: time is measured in benchmarks/, not here.
 settings.register_profile("hilm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
