@@ -13,8 +13,9 @@ from safetensors import safe_open
 
 from hilm.errors import ChecksumMismatch, UnsupportedVersion, VerificationError
 from hilm.reel.head import Coder, parse_head
+from hilm.reel.layout import CHUNK_ELEMENTS
 from hilm.reel.slab import decode_chunk, decode_slab, encode_slab
-from hilm.reel.words import CHUNK_WORDS, word_view
+from hilm.reel.words import word_view
 from hilm.weights.dtypes import DTYPES
 from tests.reel import reference_decoder as reference
 
@@ -118,7 +119,7 @@ def test_chunks_decode_alone(weights):
         head = parse_head(slab.head, word_view(dtype, 700, 900))
         for index in (2, 0, 1):
             chunk = slab.chunks[index] if slab.chunks else b""
-            part = stored[2 * CHUNK_WORDS * index :][: 2 * CHUNK_WORDS]
+            part = stored[2 * CHUNK_ELEMENTS * index :][: 2 * CHUNK_ELEMENTS]
             assert (decode_chunk(head, index, chunk) == part).all()
 
 

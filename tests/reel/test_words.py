@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilm.reel.entropy import unpack_raw
-from hilm.reel.words import CHUNK_WORDS, count_leading, join_floats, split_floats, word_view
+from hilm.reel.layout import CHUNK_ELEMENTS
+from hilm.reel.words import count_leading, join_floats, split_floats, word_view
 from hilm.weights.dtypes import DTYPES, ELEMENTS
 from tests.reel import reference_decoder as reference
 
@@ -38,14 +39,17 @@ def test_every_type_has_a_kind():
 
 
 def test_chunks_tile_the_slab():
-    view = word_view(DTYPES["F32"], 3, CHUNK_WORDS)
+    view = word_view(DTYPES["F32"], 3, CHUNK_ELEMENTS)
     assert view.ranges() == [
-        (0, CHUNK_WORDS),
-        (CHUNK_WORDS, 2 * CHUNK_WORDS),
-        (2 * CHUNK_WORDS, 3 * CHUNK_WORDS),
+        (0, CHUNK_ELEMENTS),
+        (CHUNK_ELEMENTS, 2 * CHUNK_ELEMENTS),
+        (2 * CHUNK_ELEMENTS, 3 * CHUNK_ELEMENTS),
     ]
-    assert word_view(DTYPES["F32"], 1, CHUNK_WORDS + 1).ranges()[-1] == (CHUNK_WORDS, CHUNK_WORDS + 1)
-    assert view.nbytes == 12 * CHUNK_WORDS
+    assert word_view(DTYPES["F32"], 1, CHUNK_ELEMENTS + 1).ranges()[-1] == (
+        CHUNK_ELEMENTS,
+        CHUNK_ELEMENTS + 1,
+    )
+    assert view.nbytes == 12 * CHUNK_ELEMENTS
 
 
 @given(st.sampled_from([8, 16, 32, 64]), st.lists(st.integers(0, (1 << 64) - 1)), st.data())

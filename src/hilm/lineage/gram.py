@@ -28,7 +28,7 @@ PAIRS = ANCHORS * (ANCHORS - 1) // 2
 UNITS = 512
 """Rows or columns across the residual axis that are looked at: the first ones, of every matrix.
 
-Of a permuted MiniLM the cosine to the original falls from 0.912 to 0.886 by this, unrelated models stay
+Of a permuted MiniLM the cosine to the original falls from 0.914 to 0.888 by this, unrelated models stay
 below 0.03, and the products, most of the work of a fingerprint, shrink to a tenth at seven billion weights.
 """
 WORDS = tuple(

@@ -14,14 +14,12 @@ import numpy as np
 
 from hilm.reel.entropy import pack_raw
 from hilm.reel.kernel import kernel
+from hilm.reel.layout import CHUNK_ELEMENTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hilm.weights.dtypes import DType
-
-CHUNK_WORDS = 1 << 18
-"""Words per chunk: the unit of random access."""
 
 _MANTISSA = {
     "F64": 52,
@@ -74,7 +72,9 @@ class WordView:
 
     def ranges(self) -> list[tuple[int, int]]:
         """First and last-plus-one word of every chunk."""
-        return [(start, min(start + CHUNK_WORDS, self.size)) for start in range(0, self.size, CHUNK_WORDS)]
+        return [
+            (start, min(start + CHUNK_ELEMENTS, self.size)) for start in range(0, self.size, CHUNK_ELEMENTS)
+        ]
 
 
 def word_view(dtype: DType, rows: int, columns: int) -> WordView:

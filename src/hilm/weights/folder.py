@@ -138,14 +138,17 @@ def locate(
         raise StorageError(f"{path}: {error.strerror}") from error
     if not is_hub_id(text):
         raise NotACheckpoint(f"there is no file or folder {text!r}")
+    return _ask_hub(text, revision, token, offline=offline)
+
+
+def _ask_hub(text: str, revision: str | None, token: str | None, *, offline: bool | None) -> Location:
+    """Take what is no path for a Hub id; one word is a mistyped path more often than that."""
     try:
         return _locate_on_hub(f"hf://{text}", revision, token, offline)
     except NetworkError as error:
         message = f"there is no file or folder {text!r}; as a Hub id: {error.message}"
         if "/" not in text and not isinstance(error, NotFound | AuthRequired):
-            raise NotACheckpoint(
-                message, hint=error.hint
-            ) from error  # one word is a mistyped path, most often
+            raise NotACheckpoint(message, hint=error.hint) from error
         error.message, error.args = message, (message,)
         raise
 
