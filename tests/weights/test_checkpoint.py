@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from hilm import errors
 from hilm.weights import open_checkpoint
-from hilm.weights.folder import INDEX
+from hilm.weights.weight_files import INDEX
 from hilm.weights.roles import classify
 from hilm.weights.tensor import BLOCK_VALUES, Span, TensorInfo
 from tests.tiny import bert_like, file_bytes, stored, write_model

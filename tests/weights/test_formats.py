@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hilm import errors
 from hilm.weights import open_checkpoint
 from hilm.weights.checkpoint import REORDERED
-from hilm.weights.formats import FORMATS
+from hilm.weights.weight_files import FORMATS
 from tests.hostile import gguf_files, torch_files
 from tests.weights.other_formats import FILES, write_format, write_gguf
 

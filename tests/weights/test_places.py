@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from hilm import errors
 from hilm.weights import content_key, hub_files, open_checkpoint
-from hilm.weights.folder import INDEX, Location, _choose, locate
+from hilm.weights.folder import locate
 from hilm.weights.places import HubPlace, LocalPlace, read_small
 from hilm.weights.retry import Patience
 from hilm.weights.selection import Selection
+from hilm.weights.weight_files import INDEX, Location, choose
 from tests.servers import COMMIT, Hub, Server, reach
 from tests.tiny import bert_like, write_model
 from tests.weights.other_formats import write_format, write_gguf
@@ -222,7 +223,7 @@ def test_a_listing_of_the_hub_and_a_folder_choose_alike(tmp_path_factory, names)
     outcomes = []
     for place in (LocalPlace(folder), HubPlace(listing, "sub/")):
         try:
-            found = _choose(Location("", "", place))
+            found = choose(Location("", "", place))
             outcomes.append((found.weights, found.unused))
         except errors.InputError as error:
             outcomes.append(type(error))
