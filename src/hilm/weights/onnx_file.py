@@ -38,7 +38,8 @@ _DTYPES: Mapping[int, str] = MappingProxyType({
     20: "F8_E5M2FNUZ", 23: "F4", 24: "F8_E8M0",
 })  # fmt: skip
 _REFUSED: Mapping[int, str] = MappingProxyType({
-    15: "COMPLEX128", 21: "UINT4", 22: "INT4", 25: "UINT2", 26: "INT2",
+    15: "COMPLEX128", 21: "UINT4", 22: "INT4", 25: "UINT2", 26: "INT2", 27: "FLOAT6E2M3",
+    28: "FLOAT6E3M2",
 })  # fmt: skip
 _TEXT = 8
 
