@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 
 from hilm import errors
 from hilm.weights import open_checkpoint
-from hilm.weights.weight_files import INDEX
 from hilm.weights.roles import classify
 from hilm.weights.tensor import BLOCK_VALUES, Span, TensorInfo
+from hilm.weights.weight_files import INDEX
 from tests.tiny import bert_like, file_bytes, stored, write_model
 
 

@@ -13,7 +13,18 @@ from hilm import errors
 from hilm.weights import open_checkpoint
 from hilm.weights.dtypes import DTYPES, decode
 from hilm.weights.onnx_file import MAX_FIELDS, parse_onnx
-from tests.hostile.onnx_files import FLOAT, INT64, STRING, cases, field, graph, model, outside, tensor, valid_cases
+from tests.hostile.onnx_files import (
+    FLOAT,
+    INT64,
+    STRING,
+    cases,
+    field,
+    graph,
+    model,
+    outside,
+    tensor,
+    valid_cases,
+)
 from tests.servers import Server
 
 CASES = list(cases())
@@ -43,7 +54,7 @@ def test_valid_edges_agree_with_the_library(name):
 
 
 ARRAYS = st.dictionaries(
-    st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF, exclude_categories=["Cc", "Cn"]), min_size=1, max_size=9),
+    st.text(st.characters(min_codepoint=33, exclude_categories=["C"]), min_size=1, max_size=9),
     st.tuples(
         st.sampled_from(
             ["float32", "float16", "float64", "int8", "int64", "uint8", "bool", "bfloat16", "float8_e4m3fn"]
@@ -114,7 +125,19 @@ def test_hostile_files_are_refused_by_rule(case):
 
 
 def test_every_rule_has_a_hostile_file():
-    rules = "graph wire length text duplicate dtype shape size data external overlap".split()
+    rules = [
+        "graph",
+        "wire",
+        "length",
+        "text",
+        "duplicate",
+        "dtype",
+        "shape",
+        "size",
+        "data",
+        "external",
+        "overlap",
+    ]
     assert {case.code for case in CASES} == {
         "truncated", "type", "unsupported", "name", *(f"onnx-{rule}" for rule in rules)
     }  # fmt: skip
