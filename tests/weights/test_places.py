@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -109,6 +113,53 @@ def test_offline_no_socket_is_opened(hub, monkeypatch):
         with pytest.raises(errors.OfflineError) as caught:
             open_checkpoint(target)
         assert caught.value.exit_code == 5
+
+
+AUDITED = """
+import os, sys
+
+def refuse(event, arguments):
+    if event.startswith("socket."):
+        print(event, flush=True)
+        os._exit(9)
+
+from hilm.errors import HilmError
+from hilm.weights import http_source, hub_files, open_checkpoint
+sys.addaudithook(refuse)
+for target in sys.argv[1:]:
+    try:
+        with open_checkpoint(target) as checkpoint:
+            print(sum(block.values.size for block in checkpoint.blocks()))
+    except HilmError as error:
+        print(type(error).__name__)
+"""
+
+
+def test_offline_nothing_touches_the_network_in_any_way(repository, tmp_path):
+    """Every event of every socket is audited: names looked up, too."""
+    cached = tmp_path / "home" / "hub" / "models--org--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(repository[0], cached / "snapshots" / COMMIT)
+    with open_checkpoint(repository[0]) as local:
+        total = local.total_parameters
+    targets = [
+        BASE,
+        f"hf://{BASE}@{COMMIT}",
+        "org/absent",
+        f"hf://{BASE}@v2",
+        "http://localhost/x.bin",
+        "gpt2",
+    ]
+    ran = subprocess.run(
+        [sys.executable, "-c", AUDITED, *targets],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran
+    assert ran.stdout.split() == [str(total)] * 2 + ["OfflineError"] * 3 + ["NotACheckpoint"]
 
 
 def test_offline_the_cache_serves_and_what_it_lacks_is_named(hub, repository, monkeypatch, tmp_path):

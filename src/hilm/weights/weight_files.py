@@ -226,7 +226,10 @@ def _refuse(place: Place, variant: str) -> None:
     names = place.names()
     if variant:
         weights = [name for name in names if _kind(name) in _ONLY]
-        raise NotACheckpoint(f"no weights of {place.label} are called {variant!r}: {', '.join(weights[:6])}")
+        raise NotACheckpoint(
+            f"no weights of {place.label} are called {variant!r}: {', '.join(weights[:6])}",
+            hint="leave the variant out, or name a file of these",
+        )
     others = [name for name in names if name.endswith((*UNREAD, ".bin"))]
     if others:
         raise UnsupportedFormat(
