@@ -68,7 +68,7 @@ def test_a_name_that_nobody_knows_is_asked_for_once(monkeypatch, code):
         raise socket.gaierror(code, "unknown")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(errors.NetworkError, match="does not know http://absent.invalid:80") as caught:
+    with pytest.raises(errors.NetworkError, match=r"does not know http://absent\.invalid:80") as caught:
         fetch("http://absent.invalid/x")
     assert asked == [("absent.invalid", 80)]
     assert caught.value.exit_code == 5
