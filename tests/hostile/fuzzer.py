@@ -1,6 +1,7 @@
 """Changes valid and hostile weight files at random and opens them, for as long as it is told.
 
-A case fails when it raises what is no error of hilm's, takes two seconds of processor time, or more memory than the limit.
+A case fails when it raises what is no error of hilm's, takes two seconds of processor time, or more memory
+than the limit.
 
 Run: python -m tests.hostile.fuzzer SECONDS [--seed N] [--keep FOLDER] [FORMAT…]
 """
