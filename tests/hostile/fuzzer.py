@@ -9,6 +9,7 @@ Run: python -m tests.hostile.fuzzer SECONDS [--seed N] [--keep FOLDER] [FORMATâ€
 from __future__ import annotations
 
 import argparse
+import io
 import random
 import resource
 import signal
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +55,7 @@ class TooLong(BaseException):
 
 
 def seeds(form: str) -> list[bytes]:
-    """Files of a format: one that a library wrote, and the hostile ones."""
+    """Files of a format: what a library wrote, then those at the edge of the rules, then hostile ones."""
     tensors = {
         "a.weight": torch.arange(60.0).reshape(5, 12),
         "b": torch.ones(3, dtype=torch.bfloat16),
@@ -63,7 +65,8 @@ def seeds(form: str) -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         valid = (write_format(Path(folder), tensors, form) / FILES[form]).read_bytes()
     found = [case.data for case in HOSTILE[form].cases()]
-    return [valid] * (len(found) // 4) + [data for data in found if len(data) <= LARGEST]
+    edges = [data for _, data in HOSTILE[form].valid_cases()]
+    return [valid] * (len(found) // 4) + [data for data in (*edges, *found) if len(data) <= LARGEST]
 
 
 def mutate(data: bytes, other: bytes, rng: random.Random) -> bytes:
@@ -91,6 +94,16 @@ def mutate(data: bytes, other: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
+def mutate_pickle(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """The same within an archive whose frame stays right, so that the change is met at all."""
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        return mutate(data, other, rng)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    pickles = [name for name in entries if name.endswith("data.pkl")]
+    return torch_files.archive(entries | {name: mutate(entries[name], other, rng) for name in pickles})
+
+
 def attempt(path: Path) -> str:
     """Open a file, stream it if it is small; what came of it."""
     try:
@@ -107,10 +120,12 @@ def attempt(path: Path) -> str:
 def failures(form: str, seconds: float, seed: int, outcomes: Counter[str]) -> Iterator[tuple[bytes, str]]:
     """Files that fail, with the traceback."""
     rng, files, end = random.Random(seed), seeds(form), time.monotonic() + seconds
+    whole = [files[0], *(data for _, data in HOSTILE[form].valid_cases())]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILES[form]
         while time.monotonic() < end:
-            data = mutate(rng.choice(files), rng.choice(files), rng)
+            change = mutate_pickle if form == "torch" and rng.random() < 0.5 else mutate
+            data = change(rng.choice(whole if change is mutate_pickle else files), rng.choice(files), rng)
             path.write_bytes(data)
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
             try:
