@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hilm.errors import UnknownLayerType
-from hilm.weights.roles import ALIASES, LAYER_TYPES, Role, classify, resolve_layer_types
+from hilm.weights.roles import ALIASES, KINDS, LAYER_TYPES, Role, classify, resolve_layer_types
 
 # name, type, kind, block, expert
 NAMES = """
@@ -228,6 +228,7 @@ def test_table(name, layer_type, kind, block, expert):
 def test_table_is_large_and_covers_every_type_and_rule():
     assert len(TABLE) >= 120
     assert {row[1] for row in TABLE} == set(LAYER_TYPES)
+    assert {row[2] for row in TABLE} <= set(KINDS)
     assert {classify(row[0]).rule for row in TABLE} == set("NOEAMX")
 
 
@@ -265,6 +266,7 @@ def test_any_name_has_a_role(name):
     role = classify(name)
     assert isinstance(role, Role)
     assert role.type in LAYER_TYPES
+    assert role.kind in KINDS
     assert classify(name) == role
 
 

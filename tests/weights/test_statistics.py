@@ -21,7 +21,7 @@ def measured(values, *, cuts=(), name="w"):
     statistics = LayerStatistics()
     for piece in np.split(np.asarray(values, np.float32), sorted(cuts)):
         statistics.update(name, (len(values),), piece)
-    return statistics.fold(lambda role: role.type)["other"]
+    return statistics.fold(lambda _, role: role.type)["other"]
 
 
 def twin(values):

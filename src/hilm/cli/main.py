@@ -44,7 +44,7 @@ COMMANDS: Mapping[str, Entry] = {
     "diff": Entry("Recognise", "searching:diff", "Compare two checkpoints and say how they are related."),
     "list": Entry("Store", "library:list_models", "The models in the store."),
     "stats": Entry("Store", "library:stats", "What the store holds, in figures."),
-    "show": Entry("Store", "library:show", "One model of the store; --sheet draws its picture."),
+    "show": Entry("Store", "library:show", "One model of the store; --sheet and --picture draw it."),
     "rm": Entry("Store", "library:remove", "Forget a model and delete its reel."),
 }
 """Every command, in the order of the help."""

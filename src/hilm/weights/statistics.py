@@ -144,17 +144,17 @@ class LayerStatistics:
             self._done[self._name] = self._tally.role, self._tally.figures()
             self._tally = None
 
-    def fold(self, key: Callable[[Role], Key]) -> dict[Key, Figures]:
-        """Figures of the tensors that share a key, in the order the keys first came."""
+    def fold(self, key: Callable[[str, Role], Key]) -> dict[Key, Figures]:
+        """Figures of the tensors whose names and roles share a key, in the order the keys first came."""
         self._finish()
         groups: dict[Key, list[Figures]] = {}
-        for role, figures in self._done.values():
-            groups.setdefault(key(role), []).append(figures)
+        for name, (role, figures) in self._done.items():
+            groups.setdefault(key(name, role), []).append(figures)
         return {group: Figures.merge(parts) for group, parts in groups.items()}
 
     def by_role(self) -> dict[str, dict[str, Any]]:
         """Layer type → summary of its figures."""
-        folded = self.fold(lambda role: role.type)
+        folded = self.fold(lambda _, role: role.type)
         return {layer_type: folded[layer_type].summary() for layer_type in sorted(folded)}
 
     def by_tensor(self) -> list[dict[str, Any]]:
