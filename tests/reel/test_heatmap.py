@@ -14,8 +14,8 @@ from hilm.weights.statistics import LayerStatistics
 
 def measure(tensors):
     statistics = LayerStatistics()
-    for name, values in tensors.items():
-        values = np.asarray(values, np.float32)
+    for name, listed in tensors.items():
+        values = np.asarray(listed, np.float32)
         statistics.update(name, values.shape, values.ravel())
     return statistics
 
