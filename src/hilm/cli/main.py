@@ -33,6 +33,7 @@ class Entry:
 COMMANDS: Mapping[str, Entry] = {
     "demo": Entry("Look", "demo:demo", "See it all work on a real model, without the Hub."),
     "inspect": Entry("Look", "reading:inspect", "What a checkpoint holds, read from its headers alone."),
+    "plan": Entry("Look", "planning:plan", "What memory training and serving a model take."),
     "stream": Entry("Look", "reading:stream", "Statistics of every weight, in constant memory."),
     "encode": Entry("Film", "filming:encode", "Film checkpoints as reels and remember them in the store."),
     "decode": Entry("Film", "filming:decode", "Write a reel's weights back as safetensors."),
