@@ -6,19 +6,66 @@ from hypothesis import strategies as st
 
 from hilm.store.architecture import Architecture, read_architecture
 
-GPT2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None, "vocab_size": 50257,
-        "activation_function": "gelu_new"}  # fmt: skip
-MISTRAL = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-           "head_dim": 128, "intermediate_size": 14336, "vocab_size": 32000, "hidden_act": "silu"}  # fmt: skip
-T5 = {"d_model": 512, "d_ff": 2048, "num_layers": 6, "num_decoder_layers": 8, "num_heads": 8, "d_kv": 64,
-      "vocab_size": 32128, "feed_forward_proj": "relu"}  # fmt: skip
-WHISPER = {"d_model": 384, "encoder_layers": 4, "decoder_layers": 4, "num_hidden_layers": 4, "vocab_size": 51865,
-           "encoder_attention_heads": 6, "encoder_ffn_dim": 1536, "activation_function": "gelu"}  # fmt: skip
-DEEPSEEK = {"hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "kv_lora_rank": 512,
-            "num_key_value_heads": 128, "qk_rope_head_dim": 64, "moe_intermediate_size": 2048,
-            "intermediate_size": 18432, "num_experts_per_tok": 8, "vocab_size": 129280}  # fmt: skip
-BERT = {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "intermediate_size": 3072, "vocab_size": 30522, "use_cache": True}  # fmt: skip
+GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,
+    "vocab_size": 50257,
+    "activation_function": "gelu_new",
+}
+MISTRAL = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 14336,
+    "vocab_size": 32000,
+    "hidden_act": "silu",
+}
+T5 = {
+    "d_model": 512,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_decoder_layers": 8,
+    "num_heads": 8,
+    "d_kv": 64,
+    "vocab_size": 32128,
+    "feed_forward_proj": "relu",
+}
+WHISPER = {
+    "d_model": 384,
+    "encoder_layers": 4,
+    "decoder_layers": 4,
+    "num_hidden_layers": 4,
+    "vocab_size": 51865,
+    "encoder_attention_heads": 6,
+    "encoder_ffn_dim": 1536,
+    "activation_function": "gelu",
+}
+DEEPSEEK = {
+    "hidden_size": 7168,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "kv_lora_rank": 512,
+    "num_key_value_heads": 128,
+    "qk_rope_head_dim": 64,
+    "moe_intermediate_size": 2048,
+    "intermediate_size": 18432,
+    "num_experts_per_tok": 8,
+    "vocab_size": 129280,
+}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "vocab_size": 30522,
+    "use_cache": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -32,17 +79,38 @@ BERT = {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_
         (BERT, Architecture(12, 768, 3072, 0, "", None)),
         (BERT | {"architectures": ["BertForMaskedLM"]}, Architecture(12, 768, 3072, 30522, "", None)),
         (BERT | {"is_decoder": True}, Architecture(12, 768, 3072, 30522, "", 2 * 12 * 768)),
-        (MISTRAL | {"architectures": ["XForSequenceClassification"]},
-         Architecture(32, 4096, 14336, 0, "silu", 2 * 32 * 8 * 128)),
-        ({"hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71, "multi_query": True},
-         Architecture(32, 4544, 4 * 4544, 0, "", 2 * 32 * 64)),
-        ({"model_type": "llava", "text_config": MISTRAL}, Architecture(32, 4096, 14336, 32000, "silu", 65536)),
-        ({"hidden_size": 768, "num_hidden_layers": 24, "vocab_size": 50280},
-         Architecture(24, 768, 3072, 50280, "", None)),
+        (
+            MISTRAL | {"architectures": ["XForSequenceClassification"]},
+            Architecture(32, 4096, 14336, 0, "silu", 2 * 32 * 8 * 128),
+        ),
+        (
+            {"hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71, "multi_query": True},
+            Architecture(32, 4544, 4 * 4544, 0, "", 2 * 32 * 64),
+        ),
+        (
+            {"model_type": "llava", "text_config": MISTRAL},
+            Architecture(32, 4096, 14336, 32000, "silu", 65536),
+        ),
+        (
+            {"hidden_size": 768, "num_hidden_layers": 24, "vocab_size": 50280},
+            Architecture(24, 768, 3072, 50280, "", None),
+        ),
     ],
-    ids=["gpt2", "mistral", "t5", "whisper", "deepseek", "bert", "bert-mlm", "bert-decoder", "classifier", "falcon",
-         "nested", "mamba"],
-)  # fmt: skip
+    ids=[
+        "gpt2",
+        "mistral",
+        "t5",
+        "whisper",
+        "deepseek",
+        "bert",
+        "bert-mlm",
+        "bert-decoder",
+        "classifier",
+        "falcon",
+        "nested",
+        "mamba",
+    ],
+)
 def test_every_family_states_its_sizes_in_its_own_words(config, sizes):
     assert read_architecture(config) == sizes
 
@@ -66,9 +134,7 @@ JUNK = (
 )
 
 
-@given(
-    st.fixed_dictionaries({}, optional={name: JUNK for name in (*MISTRAL, *DEEPSEEK, *BERT, "text_config")})
-)
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys((*MISTRAL, *DEEPSEEK, *BERT, "text_config"), JUNK)))
 def test_no_configuration_is_too_odd(config):
     sizes = read_architecture(config)
     assert sizes is None or sizes.layers > 0 < sizes.width
