@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
 
 from hilm.errors import NotACheckpoint, UnknownLayerType, UsageError
 from hilm.store import plan
 from tests.tiny import write_model
+from tests.weights.other_formats import write_gguf
 
 # Llama 7B: 32 blocks of width 4096, 11008 within, 32000 words, no biases, embedding and head apart.
 LLAMA = {
@@ -125,6 +128,16 @@ def test_experts_count_and_routers_and_buffers_do_not(tmp_path):
     assert document["parameters"] == 8 * 64 + 8 * 64 * 96 + 64 * 64 * 3
     assert rows(document)["lora"]["trainable"] == 2 * 8 * (64 + 96)
     assert rows(document)["4-bit"]["weights"] == (8 * 64 + 8 * 64 * 96) * 9 // 16 + 2 * 64 * 64 * 3
+
+
+def test_quantised_blocks_count_by_the_values_they_hold(tmp_path):
+    packed = quantize(np.ones((64, 128), np.float32), GGMLQuantizationType.Q8_0)
+    path = write_gguf(tmp_path / "model.gguf", {"blk.0.ffn_up.weight": (packed, "Q8_0")})
+    document = plan(path, rank=2)
+    assert document["parameters"] == 64 * 128
+    assert document["stored_bytes"] == 64 * 128 // 32 * 34
+    assert rows(document)["lora"]["trainable"] == 2 * (64 + 128)
+    assert rows(document)["lora"]["weights"] == 64 * 128 // 32 * 34 + 4 * 2 * (64 + 128)
 
 
 def test_without_a_configuration_activations_are_unknown(tmp_path):

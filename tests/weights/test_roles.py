@@ -374,8 +374,8 @@ MODELS = {
         | {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
         | {f"{part}_ffn_dim": 32 for part in ("encoder", "decoder")},
         (
-            "embedding: token 1, position 2; attention: q 6, k 6, v 6, o 6, bias 18; mlp: up 4, down 4, bias 8; "
-            "normalization: scale 12, bias 12; other: conv 2, bias 2"
+            "embedding: token 1, position 2; attention: q 6, k 6, v 6, o 6, bias 18; "
+            "mlp: up 4, down 4, bias 8; normalization: scale 12, bias 12; other: conv 2, bias 2"
         ),
     ),
     "MixtralForCausalLM": (

@@ -3,15 +3,15 @@
 Colours mean the same in every picture, so that two models can be laid side by side. What lies beyond the ends
 of a scale has the colour of that end.
 
-=========  ==================================================  ======================  ===========
-figure     of the values of all tensors in a cell              scale                   from, to
-=========  ==================================================  ======================  ===========
-std        population standard deviation                       logarithmic             2^-10, 1
-max        largest magnitude                                   logarithmic             2^-6, 2^6
-outliers   share beyond 6 standard deviations of their tensor  logarithmic             10^-6, 10^-2
-zeros      share of exact zeros                                linear                  0, 1
-mean       arithmetic mean                                     sign and log(1 + 2^10)  -1, 1
-=========  ==================================================  ======================  ===========
+=========  ==================================================  =======================  ===========
+figure     of the values of all tensors in a cell              scale                    from, to
+=========  ==================================================  =======================  ===========
+std        population standard deviation                       logarithmic              2^-10, 1
+max        largest magnitude                                   logarithmic              2^-6, 2^6
+outliers   share beyond 6 standard deviations of their tensor  logarithmic              10^-6, 10^-2
+zeros      share of exact zeros                                linear                   0, 1
+mean       arithmetic mean                                     ± log(1 + 2^10 |mean|)   -1, 1
+=========  ==================================================  =======================  ===========
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ gradients      4T
 optimizer      AdamW: 8T, and a step count of 4 per trained tensor
 trainable      full N; LoRA of rank r: r (rows + columns) of every targeted matrix
 activations    B s (L c + 12 V), estimated; c by `_layer_bytes`; with checkpointing B s (L 2d + c + 12 V),
-               4d in 32 bits; mixed precision holds a 16-bit copy of the linear layers beside that
+               4d in 32 bits; a 16-bit copy of the linear layers (QLoRA: of the largest) beside that
 total          weights + optimizer + the larger of gradients and activations: the former grow while the
                latter are given back. Accumulated over several batches, gradients stay: add them
 KV cache       2 · L · heads of keys · head size · bytes of a value, per token and sequence
@@ -80,17 +80,22 @@ class Parameters:
         wide = sum(t.numel for t in self.tensors if t.type.kind == "float" and t.type.bits >= 32)
         return 32 if 2 * wide > self.count else 16
 
+    @property
+    def gated(self) -> bool:
+        """Whether a feed-forward part multiplies with a gate."""
+        return any(t.role.type == "mlp" and t.role.kind in {"gate", "gate_up"} for t in self.linear)
+
     def adapter(self, layer_types: Collection[str], rank: int) -> tuple[int, int]:
         """Values and tensors of a LoRA of the linear layers of these types; routers are left alone."""
         adapted = [t for t in self.linear if t.role.type in layer_types and t.role.kind != "router"]
         sides = (count * (rows + columns) for count, rows, columns in (t.matrices for t in adapted))
         return rank * sum(sides), 2 * len(adapted)
 
-    def quantise(self, bytes_of: Callable[[TensorInfo], int], other: float | None = None) -> int:
+    def quantise(self, bytes_of: Callable[[TensorInfo], int], *, rest: int | None = None) -> int:
         """Bytes with linear layers quantised; other values of so many bytes, or as stored."""
-        own = {t.name for t in self.linear}
-        rest = (t for t in self.tensors if t.name not in own)
-        kept = sum(t.nbytes if other is None else int(other * t.numel) for t in rest)
+        linear = {t.name for t in self.linear}
+        others = (t for t in self.tensors if t.name not in linear)
+        kept = sum(t.nbytes if rest is None else rest * t.numel for t in others)
         return kept + sum(map(bytes_of, self.linear))
 
 
@@ -211,29 +216,23 @@ def _train(
     parameters: Parameters, adapter: tuple[int, int], sizes: Architecture | None, step: Batch
 ) -> list[dict[str, Any]]:
     """Rows of the ways to train; ``adapter``: values and tensors of LoRA."""
-    count, copies = parameters.count, 2 * sum(t.numel for t in parameters.linear)
-    everything, largest = (
-        (count, len(parameters.tensors)),
-        2 * max((t.numel for t in parameters.linear), default=0),
-    )
+    count, everything = parameters.count, (parameters.count, len(parameters.tensors))
+    copies = [2 * t.numel for t in parameters.linear]  # in 16 bits: all at once, or one at a time
+    kept = {
+        bits: None if sizes is None else step.activations(sizes, bits, gated=parameters.gated)
+        for bits in (16, 32)
+    }
+    nf4 = parameters.quantise(nf4_bytes)
     rows = (
-        ("full fp32", everything, 4 * count, 32, 0),
-        ("full bf16 mixed", everything, 4 * count, 16, copies),
-        ("lora", adapter, parameters.stored + 4 * adapter[0], parameters.bits, 0),
-        ("qlora nf4", adapter, parameters.quantise(nf4_bytes) + 4 * adapter[0], 16, largest),
+        ("full fp32", everything, 4 * count, kept[32], 0),
+        ("full bf16 mixed", everything, 4 * count, kept[16], sum(copies)),
+        ("lora", adapter, parameters.stored + 4 * adapter[0], kept[parameters.bits], 0),
+        ("qlora nf4", adapter, nf4 + 4 * adapter[0], kept[16], max(copies, default=0)),
     )
     return [
-        _row(method, trained, weights, _activations(parameters, sizes, step, bits, extra))
-        for method, trained, weights, bits, extra in rows
+        _row(method, trained, weights, None if activations is None else activations + beside)
+        for method, trained, weights, activations, beside in rows
     ]
-
-
-def _activations(
-    parameters: Parameters, sizes: Architecture | None, step: Batch, bits: int, extra: int
-) -> int | None:
-    """Bytes, with the 16-bit copies of weights a method keeps beside; None for unknown sizes."""
-    gated = any(t.role.type == "mlp" and t.role.kind in {"gate", "gate_up"} for t in parameters.linear)
-    return step.activations(sizes, bits, gated=gated) + extra if sizes else None
 
 
 def _row(method: str, trained: tuple[int, int], weights: int, activations: int | None) -> dict[str, Any]:
@@ -258,8 +257,8 @@ def _serve(parameters: Parameters, cached: int | None) -> list[dict[str, Any]]:
         ("as stored", parameters.stored, parameters.bits // 8),
         ("fp32", 4 * parameters.count, 4),
         ("bf16", 2 * parameters.count, 2),
-        ("int8", parameters.quantise(int8_bytes, 2), 2),
-        ("4-bit", parameters.quantise(nf4_bytes, 2), 2),
+        ("int8", parameters.quantise(int8_bytes, rest=2), 2),
+        ("4-bit", parameters.quantise(nf4_bytes, rest=2), 2),
     )
     return [
         {"precision": name, "weights": weights, "kv_cache": None if cached is None else cached * size}

@@ -41,7 +41,7 @@ def show_model(
     if sheet is not None:
         document["sheets"] = [str(p) for p in _write_sheets(document, Path(sheet))]
     if picture is not None:
-        statistics = _measure(document, paths, progress)
+        statistics = _measure(document, progress)
         write_file(Path(picture), draw_heatmap(statistics, model=document["model"], figure=figure))
         document |= {"picture": str(picture), "figure": figure}
     if film is not None:
@@ -93,19 +93,18 @@ def _open_weights(document: dict[str, Any]) -> Checkpoint:
         ) from error
 
 
-def _measure(document: dict[str, Any], reels: list[Path], progress: Progress) -> LayerStatistics:
+def _measure(document: dict[str, Any], progress: Progress) -> LayerStatistics:
     """Measure a model where it was, else as its archive holds it."""
-    statistics = LayerStatistics()
+    statistics, done = LayerStatistics(), 0
     try:
         checkpoint = _open_weights(document)
     except UsageError:
-        archive = next((path for path in reels if _is_archive(path)), None)
-        if archive is None:
+        archives = [reel["reel"] for reel in document.get("reels", ()) if reel["mode"] == "archive"]
+        if not archives:
             raise
-        _measure_reel(archive, statistics)
+        _measure_reel(archives[-1], statistics)
         return statistics
     with checkpoint:
-        done = 0
         for block in checkpoint.blocks():
             statistics.update(block.info.name, block.info.shape, block.values)
             done += block.stop - block.start
@@ -113,12 +112,7 @@ def _measure(document: dict[str, Any], reels: list[Path], progress: Progress) ->
     return statistics
 
 
-def _is_archive(path: Path) -> bool:
-    with Reel.open(path) as reel:
-        return reel.mode == "archive"
-
-
-def _measure_reel(path: Path, statistics: LayerStatistics) -> None:
+def _measure_reel(path: str, statistics: LayerStatistics) -> None:
     with Reel.open(path) as reel:
         for name, entry in reel.tensors.items():
             if entry.get("alias_of") is None and DTYPES[entry["dtype"]].is_weight:
