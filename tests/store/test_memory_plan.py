@@ -150,7 +150,7 @@ def test_without_a_configuration_activations_are_unknown(tmp_path):
 
 
 def test_what_makes_no_sense_is_said(llama, tmp_path):
-    with pytest.raises(UsageError, match="batch is 0"):
+    with pytest.raises(UsageError, match="batch 0"):
         plan(llama, batch=0)
     with pytest.raises(UnknownLayerType):
         plan(llama, targets=["atention"])

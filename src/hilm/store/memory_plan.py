@@ -70,6 +70,12 @@ class Parameters:
         return sum(t.numel for t in self.tensors)
 
     @property
+    def roles(self) -> dict[str, int]:
+        """How many have which role."""
+        types = dict.fromkeys(t.role.type for t in self.tensors)
+        return {kind: sum(t.numel for t in self.tensors if t.role.type == kind) for kind in types}
+
+    @property
     def stored(self) -> int:
         """Bytes of all as they are stored."""
         return sum(t.nbytes for t in self.tensors)
@@ -182,28 +188,21 @@ def plan(
         UnknownLayerType: A target is no layer type.
         UsageError: A size below 1.
     """
-    for name, value in (("batch", batch), ("sequence", sequence), ("rank", rank)):
-        if value < 1:
-            raise UsageError(f"{name} is {value}; it is at least 1")
+    if min(batch, sequence, rank) < 1:
+        raise UsageError(f"batch {batch}, sequence {sequence}, rank {rank}: each is at least 1")
     layer_types = resolve_layer_types(targets)
     with open_checkpoint(model) as checkpoint:
         parameters = Parameters.of(checkpoint.tensors.values())
         sizes, name = read_architecture(checkpoint.config), checkpoint.name
-    roles: dict[str, int] = {}
-    for info in parameters.tensors:
-        roles[info.role.type] = roles.get(info.role.type, 0) + info.numel
     step = Batch(batch, sequence, checkpointing)
     return {
         "model": name,
         "parameters": parameters.count,
-        "roles": roles,
+        "roles": parameters.roles,
         "stored_bytes": parameters.stored,
         "assumptions": {
-            "batch": batch,
-            "sequence": sequence,
-            "rank": rank,
-            "targets": sorted(layer_types),
-            "checkpointing": checkpointing,
+            **{"batch": batch, "sequence": sequence, "checkpointing": checkpointing},
+            **{"rank": rank, "targets": sorted(layer_types)},
         },
         "training": _train(parameters, parameters.adapter(layer_types, rank), sizes, step),
         "serving": _serve(parameters, sizes.cache * 1000 * batch if sizes and sizes.cache else None),
