@@ -201,8 +201,11 @@ def plan(
         "roles": parameters.roles,
         "stored_bytes": parameters.stored,
         "assumptions": {
-            **{"batch": batch, "sequence": sequence, "checkpointing": checkpointing},
-            **{"rank": rank, "targets": sorted(layer_types)},
+            "batch": batch,
+            "sequence": sequence,
+            "checkpointing": checkpointing,
+            "rank": rank,
+            "targets": sorted(layer_types),
         },
         "training": _train(parameters, parameters.adapter(layer_types, rank), sizes, step),
         "serving": _serve(parameters, sizes.cache * 1000 * batch if sizes and sizes.cache else None),
