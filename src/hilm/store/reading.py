@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hilm.weights import MemoryEfficientParameterStreamer, StreamingConfig, open_checkpoint
-from hilm.weights.statistics import RoleStatistics
+from hilm.weights.statistics import LayerStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,6 +65,7 @@ def stream(
     max_memory_mb: float = 1024.0,
     adaptive: bool = True,
     max_params: int | None = None,
+    per_layer: bool = False,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Stream every selected value once and measure it.
@@ -77,11 +78,14 @@ def stream(
         max_memory_mb: MiB above which chunks shrink.
         adaptive: Whether chunks adapt to memory at all.
         max_params: Stream a sample of so many values, spread over all selected tensors.
+        per_layer: Also return the figures of every tensor.
         progress: Called with values done, values in all, and the current tensor.
 
     Returns:
         The nine documented statistics, ``peak_memory_mb``, ``chunks``, and ``layers``: per layer type the
-        parameters, mean, std, min, max, zeros and nonfinite values.
+        parameters, mean, std, min, max, zeros, nonfinite values, outliers and histogram, as
+        ``hilm.weights.statistics.Figures`` defines them. ``per_layer``, where it was asked for: the same per
+        tensor, beside its name, role, kind and block.
 
     Raises:
         InputError: There is no checkpoint, or it is damaged.
@@ -94,13 +98,15 @@ def stream(
         target_layers=list(layers) if layers else None,
         exclude_layers=list(exclude_layers) if exclude_layers else None,
     )
-    streamer, statistics = MemoryEfficientParameterStreamer(config), RoleStatistics()
+    streamer, statistics = MemoryEfficientParameterStreamer(config), LayerStatistics()
     for values, chunk, state in streamer.stream(model, max_total_params=max_params):
-        statistics.update(chunk.layer_type, values)
+        statistics.update(chunk.layer_name, chunk.tensor_shape, values)
         progress(state.processed_parameters, state.total_parameters, chunk.layer_name)
     figures = streamer.get_streaming_statistics()
     last = streamer.progress
     figures["peak_memory_mb"] = last.peak_memory_mb if last else 0.0
     figures["chunks"] = last.chunks_processed if last else 0
-    figures["layers"] = statistics.summary()
+    figures["layers"] = statistics.by_role()
+    if per_layer:
+        figures["per_layer"] = statistics.by_tensor()
     return figures
