@@ -144,7 +144,7 @@ def size(number: float | None) -> str:
     """Write a number of bytes: ``512 B``, ``86.7 MiB``."""
     if number is None:
         return ABSENT
-    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+    for power, unit in ((5, "PiB"), (4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if number >= 1024**power:
             return f"{number / 1024**power:.1f} {unit}"
     return f"{number:.0f} B"
