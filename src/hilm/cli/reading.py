@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +13,8 @@ from hilm.cli import options, output
 from hilm.cli.output import ROWS, clean, count, elide, figure, seconds, share, size, table
 
 if TYPE_CHECKING:
-    from hilm.cli.output import Document
+    from hilm import StreamingProgress
+    from hilm.cli.output import Document, Progress
 
 
 @click.command(
@@ -76,6 +79,7 @@ def bar(part: float, whole: float, width: int = 24) -> str:
         "hilm stream ./all-MiniLM-L6-v2",
         "hilm stream ./gpt2 --layers attention mlp --chunk-size 8192",
         "hilm stream ./llama --max-memory 512 --max-params 1000000 --json",
+        "hilm stream ./llama --follow | jq --unbuffered .progress_percent",
     ),
 )
 @click.argument("model")
@@ -89,6 +93,13 @@ def bar(part: float, whole: float, width: int = 24) -> str:
     help="Memory to stay within.",
 )
 @click.option("--no-adaptive", is_flag=True, help="Keep the chunk size as given, whatever the memory.")
+@click.option(
+    "--follow",
+    is_flag=True,
+    expose_value=False,
+    callback=output.keep,
+    help="Like --json, after lines of JSON that say how far it is, ten a second at most; one line each.",
+)
 @options.revision
 @options.switches
 def stream(
@@ -112,9 +123,28 @@ def stream(
             max_memory_mb=max_memory,
             adaptive=not no_adaptive,
             max_params=max_params,
-            progress=progress,
+            progress=Live(progress),
         )
+    for text in document["notes"]:
+        output.note(text)
     output.emit(document, streamed)
+
+
+class Live:
+    """Shows where a stream is, ten times a second at most: on a terminal, and on stdout with --follow."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._shown = progress, -math.inf
+
+    def __call__(self, state: StreamingProgress) -> None:
+        """Show the state, unless another was shown less than 100 ms ago."""
+        now = time.monotonic()
+        if now - self._shown < 0.1:
+            return
+        self._shown = now
+        detail = f"{count(state.processing_rate)}/s, {state.memory_usage_mb:,.0f} MB"
+        self._progress(state.processed_parameters, state.total_parameters, state.current_layer, detail)
+        output.follow(state.figures() | {"eta_seconds": state.eta_seconds})
 
 
 def streamed(document: Document) -> str:
