@@ -143,7 +143,7 @@ class _Buffers:
     def __init__(self) -> None:
         self.values = np.empty(BLOCK_VALUES, np.float32)
         self.bytes = np.empty(0, np.uint8)
-        self.leases = 0
+        self.leases, self.used = 0, BLOCK_VALUES
         self.content = ""
 
     @property
@@ -151,13 +151,14 @@ class _Buffers:
         """Whether nobody looks at them or holds them; two references are this object's and the call's."""
         return not self.leases and sys.getrefcount(self.values) <= 2 and sys.getrefcount(self.bytes) <= 2
 
-    def reserve(self, nbytes: int, *, poison: bool) -> None:
-        """Make room for ``nbytes`` stored bytes."""
+    def reserve(self, count: int, nbytes: int, *, poison: bool) -> None:
+        """Make room for ``count`` values, and as many stored bytes."""
         if len(self.bytes) < nbytes:
             self.bytes = np.empty(nbytes, np.uint8)
         if poison:
-            self.values.view(np.uint32)[:] = STALE
+            self.values[: self.used].view(np.uint32)[:] = STALE
             self.bytes[:] = 0xDE
+        self.used = count
 
 
 class _Ring:
@@ -187,8 +188,8 @@ class _Ring:
         return self._buffers[-1]
 
     def fill(self, source: Reader, info: TensorInfo, start: int, stop: int) -> Block:
-        buffers = self.take()
-        buffers.reserve(0 if info.dtype == "F32" else info.type.nbytes(stop - start), poison=self._poison)
+        buffers, count = self.take(), stop - start
+        buffers.reserve(count, 0 if info.dtype == "F32" else info.type.nbytes(count), poison=self._poison)
         buffers.content = f"values {start:,} to {stop:,} of {info.name}"
         block = Block(self, buffers, info, start, stop)
         source.read_into(info.span.start + info.type.nbytes(start), block.words)
