@@ -22,7 +22,6 @@ from hilm.weights import (
     MemoryEfficientParameterStreamer,
     MemoryMonitor,
     StreamingConfig,
-    StreamingProgress,
     open_checkpoint,
 )
 from hilm.weights.blocks import RING, STALE
@@ -325,20 +324,6 @@ def test_memory_is_looked_at_only_where_progress_is_wanted(tmp_path):
 
     assert seen(wanted=True) > 1
     assert seen(wanted=False) == 0
-
-
-def test_time_left_is_told_after_half_a_second_and_ends_at_zero(monkeypatch):
-    now = 100.0
-    monkeypatch.setattr("hilm.weights.streamer.time.perf_counter", lambda: now)
-    progress, monitor = StreamingProgress("m", 1000, started=now), MemoryMonitor()
-    lefts = []
-    for _ in range(10):
-        now += 0.25
-        progress.processed_parameters += 100
-        progress.refresh(monitor)
-        lefts.append(progress.eta_seconds)
-    assert lefts == [None, *(pytest.approx(0.25 * n) for n in range(8, -1, -1))]
-    assert lefts[-1] == 0.0
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path):

@@ -5,6 +5,7 @@ from hilm.weights.checkpoint import Checkpoint, FileInfo, open_checkpoint
 from hilm.weights.content import ContentDigest, content_key
 from hilm.weights.dtypes import DTYPES, DType, decode
 from hilm.weights.memory import MemoryMonitor
+from hilm.weights.progress import StreamingProgress
 from hilm.weights.real_time import RealTimeEncoder, Sink
 from hilm.weights.roles import LAYER_TYPES, Role, classify
 from hilm.weights.selection import Selection
@@ -12,7 +13,6 @@ from hilm.weights.streamer import (
     ChunkMetadata,
     MemoryEfficientParameterStreamer,
     StreamingConfig,
-    StreamingProgress,
 )
 from hilm.weights.tensor import Span, TensorInfo
 

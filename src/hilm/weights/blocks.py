@@ -101,34 +101,30 @@ class Block:
 
 
 class Lease:
-    """A buffer kept out of the ring until ``release``; a context manager.
+    """A buffer kept out of the ring until ``release``, by any thread; a context manager.
 
     Raises:
         LeaseError: It is released twice, or after the stream was closed.
     """
 
     __slots__ = ("_buffers", "_ring")
-    _buffers: _Buffers | None
 
     def __init__(self, ring: _Ring, buffers: _Buffers) -> None:
         ring.require_open()
-        if not buffers.leases and ring.held >= MOST - 1:
+        if not buffers.leases and ring.held == MOST - 1:
             raise LeaseError(
                 f"{ring.held} blocks are held; one of {MOST} buffers must be left to read into",
                 hint="release the oldest lease first, or copy the values",
             )
         self._ring, self._buffers = ring, buffers
-        ring.held += not buffers.leases
-        buffers.leases += 1
+        buffers.leases.add(self)
 
     def release(self) -> None:
         """Give the buffer back."""
         self._ring.require_open()
-        if self._buffers is None:
+        if self not in self._buffers.leases:
             raise LeaseError("the lease was released before", hint="release each lease once")
-        self._buffers.leases -= 1
-        self._ring.held -= not self._buffers.leases
-        self._buffers = None
+        self._buffers.leases.remove(self)
 
     def __enter__(self) -> Self:
         return self
@@ -143,8 +139,8 @@ class _Buffers:
     def __init__(self) -> None:
         self.values = np.empty(BLOCK_VALUES, np.float32)
         self.bytes = np.empty(0, np.uint8)
-        self.leases, self.used = 0, BLOCK_VALUES
-        self.content = ""
+        self.leases: set[Lease] = set()
+        self.used, self.content = BLOCK_VALUES, ""
 
     @property
     def idle(self) -> bool:
@@ -167,7 +163,11 @@ class _Ring:
     def __init__(self, *, poison: bool) -> None:
         self._buffers = deque(_Buffers() for _ in range(RING))
         self._poison = poison
-        self.held, self.escaped, self.closed = 0, "", False
+        self.escaped, self.closed = "", False
+
+    @property
+    def held(self) -> int:
+        return sum(bool(buffers.leases) for buffers in self._buffers)
 
     def require_open(self) -> None:
         if self.closed:
