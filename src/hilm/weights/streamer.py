@@ -95,8 +95,8 @@ class MemoryEfficientParameterStreamer:
     Args:
         config: Sizes, limits and filters.
         encoder: Is fed every chunk of ``stream``, before the consumer sees it.
-        cancel: An event or a function, asked before every block; when set or true the stream ends with
-            ``Cancelled``.
+        cancel: An event or a function, asked before every block and chunk; when set or true the stream ends
+            with ``Cancelled``.
         on_escape: What to do when a consumer keeps the chunks of more than seven blocks: ``retire`` leaves it
             the buffers and takes fresh ones, ``error`` raises ``LeaseError``.
     """
@@ -138,7 +138,7 @@ class MemoryEfficientParameterStreamer:
             EncoderError: The encoder's sink failed.
             LeaseError: Chunks were kept, and ``on_escape`` is ``error``.
         """
-        encoder, values, places = self._encoder, _Cutter(), _Cutter()
+        encoder, cancel, values, places = self._encoder, self._cancel, _Cutter(), _Cutter()
         with (
             self._passing(model, max_total_params) as (checkpoint, pieces, progress),
             encoder.encoding(checkpoint) if encoder else nullcontext(),
@@ -149,6 +149,8 @@ class MemoryEfficientParameterStreamer:
                     encoder.put(chunks)
                     progress.chunks_encoded = encoder.chunks_encoded
                 for chunk, metadata in chunks:
+                    if cancel is not None and cancel():
+                        raise Cancelled(f"cancelled after {progress.processed_parameters:,} values")
                     progress.chunks_processed += 1
                     progress.processed_parameters += metadata.parameter_count
                     yield chunk, metadata, progress
@@ -184,6 +186,7 @@ class MemoryEfficientParameterStreamer:
             progress = self.progress = StreamingProgress(checkpoint.name, selection.total)
             progress.layer_type_counts.update(t.role.type for t in selection.tensors)
             monitor = stack.enter_context(MemoryMonitor())
+            progress.memory_usage_mb, progress.peak_memory_mb = monitor.current_mb, monitor.peak_mb
             if monitor.current_mb > self._limit:
                 progress.notes.append(
                     f"limit-below-baseline: of {self._limit:,.0f} MiB, {monitor.current_mb:,.0f} were taken "
