@@ -140,7 +140,8 @@ class _Buffers:
         self.values = np.empty(BLOCK_VALUES, np.float32)
         self.bytes = np.empty(0, np.uint8)
         self.leases: set[Lease] = set()
-        self.used, self.content = BLOCK_VALUES, ""
+        self.used = BLOCK_VALUES
+        self.content: tuple[int, int, str] = 0, 0, ""
 
     @property
     def idle(self) -> bool:
@@ -180,7 +181,7 @@ class _Ring:
         found = next((buffers for buffers in self._buffers if buffers.idle), None)
         if found is None and len(self._buffers) == MOST:  # what escapes now belongs to who keeps it
             kept = next(buffers for buffers in self._buffers if not buffers.leases)
-            self.escaped = kept.content
+            self.escaped = "values {:,} to {:,} of {}".format(*kept.content)
             self._buffers.remove(kept)
         elif found is not None:
             self._buffers.remove(found)
@@ -190,7 +191,7 @@ class _Ring:
     def fill(self, source: Reader, info: TensorInfo, start: int, stop: int) -> Block:
         buffers, count = self.take(), stop - start
         buffers.reserve(count, 0 if info.dtype == "F32" else info.type.nbytes(count), poison=self._poison)
-        buffers.content = f"values {start:,} to {stop:,} of {info.name}"
+        buffers.content = start, stop, info.name
         block = Block(self, buffers, info, start, stop)
         source.read_into(info.span.start + info.type.nbytes(start), block.words)
         return block
