@@ -59,7 +59,15 @@ def test_bar():
 
 
 def test_stream_shows_speed_memory_and_layers():
-    layer = {"parameters": 1000, "mean": 1e-9, "std": 0.04, "min": -1.0, "max": None, "zeros": 5}
+    layer = {
+        "parameters": 1000,
+        "mean": 1e-9,
+        "std": 0.04,
+        "min": -1.0,
+        "max": None,
+        "zeros": 5,
+        "outliers": 7,
+    }
     document = {
         "model_name": "tiny",
         "progress_percent": 50.0,
@@ -77,7 +85,10 @@ def test_stream_shows_speed_memory_and_layers():
     assert lines[2] == "read         1,000 of 2,000 parameters (50.0 %)"
     assert lines[4] == "time         1 min 01 s, 12.5 M parameters a second"
     assert lines[5] == "peak memory  2,048 MB"
-    assert lines[-1].split() == ["attention", "1,000", "1e-09", "0.04", "-1", "-", "0.5", "%"]
+    assert lines[-1].split() == ["attention", "1,000", "1e-09", "0.04", "-1", "-", "0.5", "%", "7"]
+    tensors = [layer | {"name": "encoder.0"}, layer | {"name": "bad\x1bname"}]
+    shown = click.unstyle(streamed(document | {"per_layer": tensors})).splitlines()
+    assert [line.split()[0] for line in shown[-3:]] == ["tensor", "encoder.0", "bad\ufffdname"]
 
 
 def test_inspect_of_a_checkpoint(hilm):
@@ -112,6 +123,12 @@ def test_stream_refuses_layers_there_are_none_of(hilm):
     ran = hilm("stream", "base", "--layers", "attenton")
     assert (ran.code, ran.out) == (2, "")
     assert "attention" in ran.err
+
+
+def test_stream_shows_every_tensor_when_asked(hilm):
+    document = hilm("stream", "base", "--per-layer", "--json").document
+    assert [tensor["name"] for tensor in document["per_layer"]] == list(bert_like(1, layers=2))
+    assert "per_layer" not in hilm("stream", "base", "--json").document
 
 
 NINE = [

@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from hilm.weights import MemoryEfficientParameterStreamer, StreamingConfig, open_checkpoint
-from hilm.weights.statistics import RoleStatistics
+from hilm.weights.statistics import LayerStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,6 +68,7 @@ def stream(
     max_memory_mb: float = 1024.0,
     adaptive: bool = True,
     max_params: int | None = None,
+    per_layer: bool = False,
     progress: Callable[[StreamingProgress], None] | None = None,
 ) -> dict[str, Any]:
     """Stream every selected value once and measure it.
@@ -80,11 +81,14 @@ def stream(
         max_memory_mb: MiB above which chunks shrink.
         adaptive: Whether chunks adapt to memory at all.
         max_params: Stream a sample of so many values, spread over all selected tensors.
+        per_layer: Also return the figures of every tensor.
         progress: Called after every block with where the stream is.
 
     Returns:
         The nine documented statistics, ``peak_memory_mb``, ``chunks``, ``notes``, and ``layers``: per layer
-        type the parameters, mean, std, min, max, zeros and nonfinite values.
+        type the parameters, mean, std, min, max, zeros, nonfinite values, outliers and histogram, as
+        ``hilm.weights.statistics.Figures`` defines them. ``per_layer``, where it was asked for: the same per
+        tensor, beside its name, role, kind and block.
 
     Raises:
         InputError: There is no checkpoint, or it is damaged.
@@ -97,15 +101,17 @@ def stream(
         target_layers=list(layers) if layers else None,
         exclude_layers=list(exclude_layers) if exclude_layers else None,
     )
-    streamer, statistics = MemoryEfficientParameterStreamer(config), RoleStatistics()
+    streamer, statistics = MemoryEfficientParameterStreamer(config), LayerStatistics()
     with closing(streamer.stream_blocks(model, max_total_params=max_params)) as blocks:
         for block, last in blocks:
-            statistics.update(block.info.role.type, block.values)
+            statistics.update(block.info.name, block.info.shape, block.values)
             if progress is not None:
                 progress(last)
-    return streamer.get_streaming_statistics() | {
+    return {
+        **streamer.get_streaming_statistics(),
         "peak_memory_mb": last.peak_memory_mb,
         "chunks": last.chunks_processed,
         "notes": last.notes,
-        "layers": statistics.summary(),
+        "layers": statistics.by_role(),
+        **({"per_layer": statistics.by_tensor()} if per_layer else {}),
     }
