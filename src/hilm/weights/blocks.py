@@ -51,7 +51,7 @@ class Block:
     def values(self) -> NDArray[np.float32]:
         """The values as float32, one-dimensional; decoded when first asked for."""
         if self._values is None:
-            if self.info.dtype != "F32":
+            if self.info.type.name != "F32":
                 decode(self.info.type, self.words, self._out)
             self._values = self._out
         return self._values
@@ -87,7 +87,7 @@ class _Buffers:
     def fill(self, source: Reader, info: TensorInfo, start: int, stop: int) -> Block:
         nbytes = info.type.nbytes(stop - start)
         values = self.values[: stop - start]
-        words = values.view(np.uint8) if info.dtype == "F32" else self.bytes[:nbytes]
+        words = values.view(np.uint8) if info.type.name == "F32" else self.bytes[:nbytes]
         source.read_into(info.span.start + info.type.nbytes(start), words)
         return Block(info, start, stop, words, values)
 
@@ -104,6 +104,6 @@ def read_blocks(tensors: Iterable[tuple[TensorInfo, Reader]], *, poison: bool = 
         for start, stop in info.cuts():
             buffers = ring[turn]
             turn = (turn + 1) % RING
-            nbytes = 0 if info.dtype == "F32" else info.type.nbytes(stop - start)
+            nbytes = 0 if info.type.name == "F32" else info.type.nbytes(stop - start)
             buffers.reuse(nbytes, poison=poison)
             yield buffers.fill(source, info, start, stop)
