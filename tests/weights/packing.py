@@ -1,13 +1,14 @@
-"""Packed weights as the programs that pack them store these, written slowly and readably, with their values."""
+"""Packed weights as the programs that pack them store these, written slowly, with their values."""
 
 from __future__ import annotations
 
 import json
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
-from tests.tiny import stored
+from tests.tiny import stored, write_model
 
 BASE = "model.layers.0.self_attn.q_proj"
 NF4 = np.array(
@@ -111,8 +112,6 @@ def int8(rng, *, rows=16, columns=40) -> Sample:
 
 
 def fp8(rng, *, shape=(300, 200), scales=(3, 2), suffix="_scale_inv", settings=None) -> Sample:
-    import ml_dtypes
-
     q = rng.normal(0, 1, shape).astype(ml_dtypes.float8_e4m3fn)
     s = rng.random(scales).astype(np.float32)
     values = q.astype(np.float32)
@@ -176,13 +175,16 @@ def _nibbles(q) -> np.ndarray:
 
 
 def nvfp4(rng, *, rows=16, columns=64) -> Sample:
-    import ml_dtypes
-
     q = rng.integers(0, 16, (rows, columns))
     s = rng.random((rows, columns // 16)).astype(ml_dtypes.float8_e4m3fn)
     whole = np.array([3.7], np.float32)
     local = s.astype(np.float32) / whole[0]
-    values = np.array([[np.float32(E2M1[c]) * t for c, t in zip(*p, strict=True)] for p in zip(q, local.repeat(16, 1), strict=True)])
+    values = np.array(
+        [
+            [np.float32(E2M1[c]) * t for c, t in zip(*p, strict=True)]
+            for p in zip(q, local.repeat(16, 1), strict=True)
+        ]
+    )
     tensors = {
         f"{BASE}.weight_packed": _nibbles(q),
         f"{BASE}.weight_scale": stored(s.view(np.uint8), "F8_E4M3"),
@@ -228,3 +230,39 @@ SAMPLES = {
     "nvfp4": nvfp4,
     "mxfp4": mxfp4,
 }
+
+
+def write(folder, sample, **options):
+    """A checkpoint folder that holds nothing but a sample."""
+    config = {"quantization_config": sample.settings} if sample.settings else None
+    return write_model(folder, sample.tensors, config=config, **options)
+
+
+def gptq_model(tensors: dict, *, group=32) -> tuple[dict, dict]:
+    """A model with the matrices of its blocks packed by GPTQ in 4 bits; and with their values."""
+    packed, plain = {}, {}
+    shifts = np.arange(0, 32, 4, dtype=np.uint32)
+    for name, w in tensors.items():
+        if w.ndim != 2 or "layer." not in name:
+            packed[name] = plain[name] = w
+            continue
+        rows, columns = w.shape
+        parts = w.T.reshape(columns // group, group, rows)
+        low, high = parts.min(axis=1), parts.max(axis=1)
+        s = ((high - low) / 14).astype(np.float16)
+        z = np.clip(np.rint(-low / s), 1, 16).astype(np.uint32)
+        q = np.clip(np.rint(parts / s[:, None]) + z[:, None], 0, 15).astype(np.uint32)
+        values = (q.astype(np.float32) - z[:, None]) * s[:, None].astype(np.float32)
+        plain[name] = values.reshape(columns, rows).T.astype(np.float32)
+        stem = name.removesuffix("weight")
+        lanes = q.reshape(columns // 8, 8, rows) << shifts[None, :, None]
+        packed[stem + "qweight"] = lanes.sum(axis=1, dtype=np.uint32).view(np.int32)
+        lanes = (z - 1).reshape(len(z), rows // 8, 8) << shifts
+        packed[stem + "qzeros"] = lanes.sum(axis=2, dtype=np.uint32).view(np.int32)
+        packed[stem + "scales"] = s
+    return packed, plain
+
+
+def gptq_config(group=32) -> dict:
+    """Its ``config.json``."""
+    return {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": group}}

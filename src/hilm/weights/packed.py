@@ -111,12 +111,12 @@ def _notes(whole: Mapping[str, TensorInfo], refused: Mapping[str, str]) -> list[
     """One line for every scheme, one for every reason to refuse."""
     kinds = Counter((t.dtype, t.packed.bits, t.packed.group) for t in whole.values() if t.packed)
     notes = [
-        f"{count} tensors are packed as {scheme}: {bits} bits, a scale for {rows} x {columns} values"
+        f"tensors packed as {scheme}, {bits} bits, a scale for {rows} x {columns} values: {count}"
         for (scheme, bits, (rows, columns)), count in kinds.items()
     ]
     for reason, count in Counter(refused.values()).items():
         example = next(name for name, why in refused.items() if why == reason)
-        notes.append(f"{count} tensors cannot be decoded, such as {example}: {reason}")
+        notes.append(f"tensors that cannot be decoded: {count}, such as {example}: {reason}")
     return notes
 
 

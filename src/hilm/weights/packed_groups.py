@@ -61,7 +61,7 @@ class Finder:
     @property
     def method(self) -> str:
         """Lower-case name of the quantisation method; empty if the model names none."""
-        return str(self.settings.get("quant_method", "")).lower()
+        return str(self.settings.get("quant_method") or "").lower()
 
     def part(self, name: str, types: Iterable[str]) -> TensorInfo:
         """A stored tensor of one of some types."""

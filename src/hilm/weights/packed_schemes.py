@@ -211,7 +211,8 @@ def small_floats(packed: Packed, parts: Parts, start: int, stop: int) -> NDArray
     else:
         exponents, scales = scales, np.empty(len(scales), np.float32)
         decode(DTYPES["F8_E8M0"], exponents, scales)
-    return (codes.reshape(-1, packed.group[1]) * scales[:, None]).reshape(-1, packed.columns)
+    values: NDArray[np.float32] = codes.reshape(-1, packed.group[1]) * scales[:, None]
+    return values.reshape(-1, packed.columns)
 
 
 def _groups(packed: Packed, parts: Parts) -> NDArray[np.int64]:
