@@ -50,8 +50,8 @@ def test_inspect_cuts_a_long_list_and_says_so(everything, shown):
 
 
 def test_inspect_ends_with_what_is_odd_about_the_checkpoint():
-    text = inspected({**checkpoint(), "notes": ["a.bin is not\nread"]}, everything=False)
-    assert text.splitlines()[-2:] == ["", "note: a.bin is not read"]
+    text = inspected({**checkpoint(), "notes": ["a.bin\x1b is not read"]}, everything=False)
+    assert text.splitlines()[-2:] == ["", "note: a.bin\ufffd is not read"]
 
 
 def test_bar():

@@ -72,6 +72,7 @@ DAMAGE = [
     ("int4", {}, {"format": "marlin-24"}, "in the format marlin-24"),
     ("int4", {}, {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity sparse-24-bitmask"),
     ("int4", {}, {"config_groups": [1]}, "do not fit its words"),
+    ("int4", {}, {"config_groups": {"a": {"weights": {"num_bits": [4]}}, "b": 1}}, "do not fit its words"),
     ("int8-bytes", {f"{WEIGHT}_zero_point": np.zeros(2, np.int8)}, {}, "differ in shape"),
     ("int8-bytes", {}, {"quant_method": "quark"}, "packed by quark"),
     ("nvfp4", {f"{WEIGHT}_global_scale": None}, {}, "global_scale is missing"),

@@ -69,10 +69,8 @@ def combine(
     gone = {part.name: base for base, info in whole.items() for part in _parts(info)}
     if finder.method:
         left = [n for n, t in stored.items() if _is_packed_integer(t) and n not in gone and n not in refused]
-        text = f"packed by {finder.method} in a way that is not decoded"
-        refused |= {
-            sibling: text for name in left for sibling in _siblings(names, name) if sibling not in gone
-        }
+        parts = {part for name in left for part in _siblings(names, name)} - gone.keys()
+        refused |= dict.fromkeys(parts, finder.unknown)
     return _table(stored, whole, gone, refused), _notes(whole, refused)
 
 
@@ -81,7 +79,8 @@ def _place(base: str, shape: tuple[int, ...], packed: Packed, stored: Mapping[st
     parts = [part for _, part in packed.parts]
     check(0 < packed.columns <= MAX_COLUMNS and math.prod(shape) > 0, f"rows of {packed.columns:,} values")
     check(base not in stored or stored[base] in parts, "its parts and another tensor share a name")
-    return TensorInfo(base, packed.scheme, shape, parts[0].span, classify(base, shape), None, False, packed)
+    role = classify(base, shape)
+    return TensorInfo(base, packed.scheme, shape, parts[0].span, role, in_order=False, packed=packed)
 
 
 def _parts(info: TensorInfo) -> list[TensorInfo]:
@@ -136,10 +135,8 @@ def _suspect(stored: Mapping[str, TensorInfo], name: str) -> tuple[str, Find] | 
     if leaf.endswith("_blocks") and stored[name].dtype == "U8":
         return name.removesuffix("_blocks"), groups.microscaled
     scaled = _SCALED.fullmatch(name)
-    kind = stored[scaled[1]].dtype if scaled and scaled[1] in stored else ""
-    return (
-        (scaled[1], groups.scaled) if scaled and (kind.startswith("F8_E") or kind in {"I8", "U8"}) else None
-    )
+    base = stored.get(scaled[1]) if scaled else None
+    return (base.name, groups.scaled) if base and base.dtype in {*groups.FP8, "I8", "U8"} else None
 
 
 def _is_integer(info: TensorInfo) -> bool:

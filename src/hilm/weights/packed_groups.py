@@ -87,9 +87,9 @@ class Finder:
         self.require_method("compressed-tensors")
         formats, sparsity = self.compressed()[0], self.settings.get("sparsity_config")
         stated = sparsity.get("format", "dense") if isinstance(sparsity, dict) and sparsity else "dense"
-        check(stated == "dense", f"compressed-tensors with the sparsity {stated} is not decoded")
+        check(stated == "dense", f"compressed-tensors with the sparsity {stated!s:.40} is not decoded")
         found = "+".join(sorted(formats - {"None"}))
-        check(formats.intersection(names), f"compressed-tensors in the format {found} is not decoded")
+        check(formats.intersection(names), f"compressed-tensors in the format {found:.80} is not decoded")
 
     def require_method(self, *methods: str) -> None:
         """Check that the model says that it was quantised in one of some ways."""
@@ -127,8 +127,7 @@ def integers(finder: Finder, base: str) -> Found:
         codes.shape == packed and zeros.shape == (groups, rows * bits / 32),
         "the shapes of its parts do not fit",
     )
-    order = finder.optional("g_idx", stem + "g_idx", ["I32", "I64"])
-    check(all(part.shape == (columns,) for _, part in order), "its g_idx has another length than a row")
+    order = _order(finder, stem + "g_idx", columns)
     size = _group_size(columns, groups, [finder.settings.get("group_size")])
     parts = (("qweight", codes), ("qzeros", zeros), ("scales", scales), *order)
     decode, zero = (schemes.gptq, int(layout == "gptq")) if gptq else (schemes.awq, 0)
@@ -147,6 +146,13 @@ def _layout(settings: Mapping[str, Any], *, gptq: bool) -> str:
         f"{'GPTQ' if gptq else 'AWQ'} in the layout {layout[:40]} is not decoded",
     )
     return layout
+
+
+def _order(finder: Finder, name: str, columns: int) -> tuple[Part, ...]:
+    """The group of every column, where that is stored."""
+    order = finder.optional("g_idx", name, ["I32", "I64"])
+    check(all(part.shape == (columns,) for _, part in order), "its g_idx has another length than a row")
+    return order
 
 
 def _group_size(columns: int, groups: int, stated: Iterable[object]) -> int:
@@ -259,11 +265,9 @@ def compressed(finder: Finder, base: str) -> Found:
     check(described.numel == 2 and len(codes.shape) == 2, "it is no matrix")
     raw, size = finder.read(described), described.nbytes // 2
     rows, columns = (int.from_bytes(raw[at : at + size], "little") for at in (0, size))
-    stated = {weights.get("num_bits") for weights in finder.compressed()[1]}
+    stated = [weights.get("num_bits") for weights in finder.compressed()[1]]
     fits = [bits for bits in (2, 4, 8) if bits in stated and codes.shape == (rows, -(-columns * bits // 32))]
-    check(
-        len(fits) == 1, f"{rows} x {columns} values of {sorted(map(str, stated))} bits do not fit its words"
-    )
+    check(len(fits) == 1, f"{rows} x {columns} values do not fit its words")
     bits = fits[0]
     scales = finder.part(base + "_scale", _FLOATS)
     check(scales.shape[:1] == (rows,) and len(scales.shape) <= 2, "its scales do not fit")
@@ -272,8 +276,7 @@ def compressed(finder: Finder, base: str) -> Found:
     for _, part in zeros:
         count = -(-rows * bits // 32) if part.dtype == "I32" else rows
         check(part.shape == (count, groups), "its zero points do not fit")
-    order = finder.optional("g_idx", base + "_g_idx", ["I32", "I64"])
-    check(all(part.shape == (columns,) for _, part in order), "its g_idx has another length than a row")
+    order = _order(finder, base + "_g_idx", columns)
     size = _group_size(columns, groups, [w.get("group_size") for w in finder.compressed()[1]])
     parts = (("codes", codes), ("scales", scales), *zeros, *order, ("shape", described))
     packed = Packed(f"CT-INT{bits}", bits, schemes.integers, parts, rows, columns, (1, size))
