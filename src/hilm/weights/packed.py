@@ -11,6 +11,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hilm.errors import PackedFormatUnsupported
@@ -92,7 +93,7 @@ def _table(
     whole: Mapping[str, TensorInfo],
     gone: Mapping[str, str],
     refused: Mapping[str, str],
-) -> dict[str, TensorInfo]:
+) -> Mapping[str, TensorInfo]:
     """All tensors, a group where its codes are; one made of another group's bytes is its alias."""
     tensors = {}
     for name, info in stored.items():
@@ -103,7 +104,7 @@ def _table(
         if name == _parts(group)[0].name:
             owners = {gone.get(part.alias_of or "") for part in _parts(group)}
             tensors[group.name] = replace(group, alias_of=owners.pop() if len(owners) == 1 else None)
-    return tensors
+    return MappingProxyType(tensors)
 
 
 def _notes(whole: Mapping[str, TensorInfo], refused: Mapping[str, str]) -> list[str]:
