@@ -22,6 +22,7 @@ def checkpoint(tensors=3, files=1):
         ],
         "roles": {"mlp": 4 * tensors},
         "files": [{"name": f"{i}.safetensors"} for i in range(files)],
+        "notes": [],
     }
 
 
@@ -51,6 +52,11 @@ def test_inspect_cuts_a_long_list_and_says_so(everything, shown):
     assert text.count("layer.") == shown
     assert ("… and 83 more (--all lists them)" in text) is not everything
     assert "in 2 files" in text
+
+
+def test_inspect_ends_with_what_is_odd_about_the_checkpoint():
+    text = inspected({**checkpoint(), "notes": ["a.bin\x1b is not read"]}, everything=False)
+    assert text.splitlines()[-2:] == ["", "note: a.bin\ufffd is not read"]
 
 
 def test_bar():

@@ -48,6 +48,7 @@ def inspected(document: Document, *, everything: bool) -> str:
     held, files = sum(tensor["bytes"] for tensor in tensors), len(document["files"])
     roles = sorted(document["roles"].items(), key=lambda item: -item[1])
     shown = tensors if everything else tensors[:ROWS]
+    notes = [f"note: {clean(note)}" for note in document["notes"][: None if everything else ROWS]]
     summary = f"{count(parameters)} parameters in {len(tensors):,} tensors, {size(held)}"
     return "\n".join(
         [
@@ -60,6 +61,7 @@ def inspected(document: Document, *, everything: bool) -> str:
             "",
             table(["tensor", ">shape", "dtype", "role", ">size"], [row(tensor) for tensor in shown]),
             *output.more(len(tensors), len(shown), "--all lists them"),
+            *(["", *notes] if notes else ()),
         ]
     )
 

@@ -172,7 +172,13 @@ def _archive(checkpoint: Checkpoint, job: Job, sinks: Sequence[Sink]) -> EncodeR
 
     state = hashlib.sha256(entry_key(job) + checkpoint.state).hexdigest()
     out = Path(job.reels) / f"{_file_stem(job.name)}-{state[:8]}.reel.mp4"
-    return encode_archive(checkpoint, out, preview=job.preview, sinks=sinks, threads=job.threads)
+    if checkpoint.stored is checkpoint.tensors:
+        return encode_archive(checkpoint, out, preview=job.preview, sinks=sinks, threads=job.threads)
+    report = encode_archive(checkpoint, out, preview=job.preview, threads=job.threads)
+    for block in checkpoint.blocks(include_integer=True):  # packed: filmed by its parts, looked at as a whole
+        for sink in sinks:
+            sink(block)
+    return report
 
 
 class _Picker:

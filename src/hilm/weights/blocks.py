@@ -63,7 +63,7 @@ class Block:
         self.info, self.start, self.stop = info, start, stop
         self._ring, self._buffers = ring, buffers
         self._out = buffers.values[: stop - start]
-        stored = self._out.view(np.uint8) if info.dtype == "F32" else buffers.bytes
+        stored = self._out.view(np.uint8) if info.type.name == "F32" else buffers.bytes
         self.words = stored[: info.type.nbytes(stop - start)]
         self._values: NDArray[np.float32] | None = None
 
@@ -71,7 +71,7 @@ class Block:
     def values(self) -> NDArray[np.float32]:
         """The values as float32, one-dimensional; decoded when first asked for."""
         if self._values is None:
-            if self.info.dtype != "F32":
+            if self.info.type.name != "F32":
                 decode(self.info.type, self.words, self._out)
             self._values = self._out
         return self._values
@@ -190,7 +190,7 @@ class _Ring:
 
     def fill(self, source: Reader, info: TensorInfo, start: int, stop: int) -> Block:
         buffers, count = self.take(), stop - start
-        buffers.reserve(count, 0 if info.dtype == "F32" else info.type.nbytes(count), poison=self._poison)
+        buffers.reserve(count, 0 if info.type.name == "F32" else info.type.nbytes(count), poison=self._poison)
         buffers.content = start, stop, info.name
         block = Block(self, buffers, info, start, stop)
         source.read_into(info.span.start + info.type.nbytes(start), block.words)
@@ -229,7 +229,7 @@ def decode_ahead(blocks: Iterable[Block], threads: int) -> Iterator[Block]:
     with ThreadPoolExecutor(threads, "hilm-decode") as pool:
         try:
             for block in blocks:
-                plain = block.info.dtype in PLAIN
+                plain = block.info.type.name in PLAIN
                 if not plain:
                     window.append((block, pool.submit(getattr, block, "values")))
                 while len(window) > (0 if plain else threads):

@@ -94,9 +94,11 @@ class Selection:
             UnknownLayerType: A filter names no layer type.
             EmptySelection: The filters leave nothing.
             UsageError: ``limit`` is below 1.
+            PackedFormatUnsupported: Weights are packed in a way that cannot be decoded.
         """
         wanted, unwanted = resolve_layer_types(layers or []), resolve_layer_types(exclude_layers or [])
-        weights = [t for t in checkpoint.tensors.values() if t.is_weight and t.alias_of is None]
+        owners = (t for t in checkpoint.tensors.values() if t.alias_of is None)
+        weights = [t for t in owners if t.is_weight or t.refusal]
         chosen = tuple(
             t for t in weights if (not wanted or t.role.type in wanted) and t.role.type not in unwanted
         )
@@ -106,6 +108,8 @@ class Selection:
             raise EmptySelection(
                 f"the layer filters leave no weights of {checkpoint.name}", hint=f"tensors by type: {counts}"
             )
+        for tensor in chosen:
+            tensor.require_values()
         return cls.spread(chosen, limit)
 
     @property
