@@ -45,11 +45,15 @@ class Coding(TypedDict):
 
 
 class SourceFile(TypedDict):
-    """A file of the source; its segments concatenated rebuild it byte for byte."""
+    """A file; its segments concatenated rebuild it byte for byte.
+
+    ``sha256`` is that of the rebuilt file; where weights were rounded, ``sha256_source`` is the source's.
+    """
 
     name: str
     size: int
     sha256: _Sha256
+    sha256_source: NotRequired[_Sha256]
     segments: list[list[Any]]  # ["blob", first record, records] or ["tensor", name]
 
 
@@ -83,10 +87,20 @@ class Front(TypedDict):
     frames: list[Frame]
 
 
+class Error(TypedDict):
+    """How far the weights of a tensor lie from the source's; ``max_abs`` in weight units."""
+
+    nmse: float
+    max_abs: float
+    cosine: float
+
+
 class Tensor(TypedDict):
     """One tensor. Slabs are [begin, end, first record, records], in rows of the view or in elements.
 
-    ``coder`` is the first of ``symbols``, ``const``, ``raw`` that any slab uses; ``raw`` without slabs.
+    ``coder`` is the first of ``tcq``, ``ecsq``, ``symbols``, ``const``, ``raw`` that any slab uses; ``raw``
+    without slabs. ``sha256`` is that of the decoded bytes; where they are not the source's, ``sha256_source``
+    is that of the source, and ``error`` says how they differ.
     """
 
     name: str
@@ -101,6 +115,7 @@ class Tensor(TypedDict):
     unit: NotRequired[Annotated[str, "element"]]
     layout: NotRequired[str]
     sha256_source: NotRequired[_Sha256]
+    error: NotRequired[Error]
     column_gain: NotRequired[None]
 
 
@@ -129,10 +144,14 @@ class Sample(TypedDict):
 
 
 class Totals(TypedDict):
-    """Counts and bytes; the last two are filled in when the reel is finished."""
+    """Counts and bytes; the last two are filled in when the reel is finished.
+
+    ``nmse`` is the mean over the rounded tensors, by their number of weights.
+    """
 
     weights: int
     bytes_source: int
+    nmse: NotRequired[float]
     bytes_payload: NotRequired[int]
     bits_per_weight: NotRequired[float]
 

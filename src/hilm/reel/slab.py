@@ -5,15 +5,16 @@ Every coder is one entry of a table: from the parsed head to a function that dec
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hilm.errors import ChecksumMismatch
 from hilm.reel.archive import symbol_decoder, symbol_encoder
 from hilm.reel.head import Coder, SlabHead, pack_head, parse_head
+from hilm.reel.quantizer import scalar_decoder, trellis_decoder
+from hilm.reel.threads import in_threads
 from hilm.reel.words import word_view
 
 if TYPE_CHECKING:
@@ -21,12 +22,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hilm.reel.archive import ChunkDecoder, Words
+    from hilm.reel.plan import ChunkDecoder, Plan, Planner, Words
     from hilm.weights.dtypes import DType
 
 _SMALLEST_CODED = 256  # bytes; below, a slab is stored as it is
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +35,12 @@ class EncodedSlab:
     Attributes:
         head: What every chunk needs to be decoded.
         chunks: One per 262,144 words; none if all words are equal.
+        decoded: The stored bytes that come back, where they are others than those that went in.
     """
 
     head: bytes
     chunks: list[bytes]
+    decoded: NDArray[np.uint8] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -48,9 +49,15 @@ class EncodedSlab:
 
 
 def encode_slab(
-    words: NDArray[np.uint8], dtype: DType, rows: int, columns: int, *, threads: int = 1
+    words: NDArray[np.uint8],
+    dtype: DType,
+    rows: int,
+    columns: int,
+    *,
+    planner: Planner | None = None,
+    threads: int = 1,
 ) -> EncodedSlab:
-    """Code a slab so that every bit comes back; the result does not depend on ``threads``.
+    """Code a slab, bit for bit unless a planner says otherwise; the result does not depend on ``threads``.
 
     Args:
         words: Stored little-endian bytes of the slab, contiguous.
@@ -58,20 +65,29 @@ def encode_slab(
         rows: R.
         columns: C, in words: a complex number is two, and types below one byte are counted in bytes. The
             slab has at least one word.
+        planner: Tried first, unless all words are equal.
         threads: Chunks coded at a time.
     """
     view = word_view(dtype, rows, columns)
     stored = np.require(words.view(view.word), requirements="A")
     if stored.min() == stored.max():
         return EncodedSlab(pack_head(SlabHead(Coder.CONST, view, word=stored[:1].tobytes())), [])
+    plan = planner(stored, view, threads) if planner else None
+    if plan is not None:
+        return _carry_out(plan, threads)
     plan = symbol_encoder(stored, view) if view.nbytes >= _SMALLEST_CODED else None
     raw_head = pack_head(SlabHead(Coder.RAW, view))
     if plan is not None:
-        head, encode = plan
-        coded = EncodedSlab(pack_head(head), _map(lambda span: encode(*span), view.ranges(), threads))
+        coded = _carry_out(plan, threads)
         if coded.nbytes < len(raw_head) + view.nbytes:
             return coded
     return EncodedSlab(raw_head, [stored[start:stop].tobytes() for start, stop in view.ranges()])
+
+
+def _carry_out(plan: Plan, threads: int) -> EncodedSlab:
+    chunks = in_threads(lambda span: plan.encode(*span), plan.head.view.ranges(), threads)
+    decoded = None if plan.decoded is None else plan.decoded.view(np.uint8)
+    return EncodedSlab(pack_head(plan.head), chunks, decoded)
 
 
 def decode_slab(
@@ -94,7 +110,7 @@ def decode_slab(
         chunk, (start, stop) = task
         decode(chunk, start, out[start:stop])
 
-    _map(work, list(zip(chunks or [b""] * len(ranges), ranges, strict=True)), threads)
+    in_threads(work, list(zip(chunks or [b""] * len(ranges), ranges, strict=True)), threads)
     return out.view(np.uint8)
 
 
@@ -137,11 +153,6 @@ _DECODERS: Mapping[Coder, Callable[[SlabHead], ChunkDecoder]] = {
     Coder.RAW: _raw_decoder,
     Coder.CONST: _const_decoder,
     Coder.SYMBOLS: symbol_decoder,
+    Coder.TCQ: trellis_decoder,
+    Coder.ECSQ: scalar_decoder,
 }
-
-
-def _map(work: Callable[[_Item], _Result], items: list[_Item], threads: int) -> list[_Result]:
-    if threads == 1 or len(items) == 1:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, items))
