@@ -16,7 +16,7 @@ from hilm.reel.distortion import Distortion
 from hilm.reel.front import draw_front
 from hilm.reel.head import Coder
 from hilm.reel.layout import SLAB_ELEMENTS, chunk_lengths, coded_view, cut_slabs
-from hilm.reel.manifest import CODING, EXACT_CODERS, ROUNDING_CODERS, tensor_digest
+from hilm.reel.manifest import CODING, DELTA_CODERS, EXACT_CODERS, ROUNDING_CODERS, tensor_digest
 from hilm.reel.quantizer import LAMBDA, Quantizer
 from hilm.reel.records import RECORD, Kind
 from hilm.reel.sections import EMPTY_FRONT
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
     from hilm.reel.layout import Slab
     from hilm.reel.plan import Planner
-    from hilm.reel.schema import Front, Manifest, Tensor
+    from hilm.reel.schema import Front, Manifest, Pinned, Tensor
     from hilm.weights.blocks import Block
     from hilm.weights.checkpoint import Checkpoint
     from hilm.weights.tensor import TensorInfo
 
     Choice = Callable[[TensorInfo], Planner | None]
 
-_CODERS = (*ROUNDING_CODERS, *EXACT_CODERS)
+_CODERS = (*ROUNDING_CODERS, *DELTA_CODERS, *EXACT_CODERS)
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _MIN_SIDE = 32
 
@@ -50,11 +50,12 @@ class EncodeReport:
 
     Attributes:
         reel: The file: path, size, SHA-256, manifest SHA-256, payload bytes and bits per weight.
-        mode: ``archive``, ``small`` or ``sample``.
+        mode: ``archive``, ``small``, ``delta`` or ``sample``.
         weights: Values coded.
         frames: Frames of the front video.
         file_digests: SHA-256 of every weight file of the source, in the order of the checkpoint's files.
         nmse: Mean normalised squared error of the rounded tensors; 0 if there are none.
+        unpaired: Tensors of a delta that the base does not have.
     """
 
     reel: ReelFacts
@@ -63,6 +64,7 @@ class EncodeReport:
     frames: int
     file_digests: tuple[bytes, ...] = ()
     nmse: float = 0.0
+    unpaired: tuple[str, ...] = ()
 
 
 def encode_archive(
@@ -86,7 +88,7 @@ def encode_archive(
         StorageError: The reel cannot be written; nothing appears under its name.
         SourceChanged: A file changed while it was read.
     """
-    return _encode(checkpoint, out, "archive", {}, lambda _: None, preview, sinks, threads)
+    return write_reel(checkpoint, out, "archive", {}, lambda _: None, preview, sinks, threads)
 
 
 def encode_small(
@@ -127,7 +129,7 @@ def encode_small(
     def choose(info: TensorInfo) -> Planner | None:
         return quantizer if can_round(info) and not any(fnmatchcase(info.name, p) for p in keep) else None
 
-    return _encode(checkpoint, out, "small", settings, choose, preview, sinks, threads)
+    return write_reel(checkpoint, out, "small", settings, choose, preview, sinks, threads)
 
 
 def can_round(info: TensorInfo) -> bool:
@@ -138,7 +140,7 @@ def can_round(info: TensorInfo) -> bool:
     return min(rows, columns) >= _MIN_SIDE
 
 
-def _encode(
+def write_reel(
     checkpoint: Checkpoint,
     out: Path,
     mode: str,
@@ -147,11 +149,25 @@ def _encode(
     preview: bool,  # noqa: FBT001 - of the public functions
     sinks: Sequence[Callable[[Block], None]],
     threads: int | None,
+    pin: Callable[[list[Tensor]], Pinned] | None = None,
 ) -> EncodeReport:
+    """Write every tensor as its planner says, for the functions of the modes.
+
+    Args:
+        checkpoint: As of `encode_archive`.
+        out: As of `encode_archive`.
+        mode: What the manifest calls it.
+        settings: Options that the bytes depend on; a step among them says that weights are rounded.
+        choose: Makes the planner of a tensor; None keeps it bit for bit.
+        preview: As of `encode_archive`.
+        sinks: As of `encode_archive`.
+        threads: As of `encode_archive`.
+        pin: Describes the base of the reel, given the entries of all tensors.
+    """
     video, front = draw_front(checkpoint) if preview and checkpoint.tensors else (EMPTY_FRONT, None)
     with ReelWriter(out, video) as writer:
         content = ContentDigest(checkpoint)
-        decoded = None if mode == "archive" else ContentDigest(checkpoint)
+        decoded = ContentDigest(checkpoint) if "st" in settings else None
         slabs = _SlabSink(writer, choose, decoded, threads or os.cpu_count() or 1)
         for block in checkpoint.blocks(include_integer=True):
             for sink in (slabs.update, content.update, *sinks):
@@ -169,7 +185,7 @@ def _encode(
             "files": files,
             "metadata": checkpoint.metadata,
         }
-        manifest["tensors"] = tensors
+        manifest["tensors"], manifest["base"] = tensors, pin(tensors) if pin else None
         weights = sum(t.numel for t in checkpoint.tensors.values() if t.alias_of is None)
         manifest["totals"] = {"weights": weights, "bytes_source": sum(file["size"] for file in files)}
         if (nmse := mean_error(tensors)) is not None:
@@ -231,7 +247,7 @@ class _SlabSink:
         if block.first:
             self._begin(block.info)
         words = block.words
-        if self._planner is not None:
+        if self._decoded is not None:
             self._source.update(words.data)
         while len(words):
             size = self._pending[0].elements * self._word
@@ -289,10 +305,9 @@ class _SlabSink:
         entry["coder"] = min(entry["coder"], Coder(coded.head[0]).name.lower(), key=_CODERS.index)
         entry["bits"] += 8 * (coded.nbytes + records * RECORD.itemsize)
         back = words if coded.decoded is None else coded.decoded
-        if self._planner is not None:
-            self._distortion.add(back, words, dtype)
         self._sha256.update(back.data)
         if self._decoded is not None:
+            self._distortion.add(back, words, dtype)
             self._decoded.add(info, self._offset, back)
         self._offset += self._fill
         self._fill = 0
@@ -300,6 +315,6 @@ class _SlabSink:
     def _end(self, info: TensorInfo) -> None:
         entry, source = self._entry, self._source.hexdigest()
         entry["sha256"] = self._sha256.hexdigest()
-        if self._planner is not None and source != entry["sha256"]:
+        if self._decoded is not None and source != entry["sha256"]:
             entry |= {"sha256_source": source, "error": self._distortion.error}
         self._done[info.name] = entry

@@ -21,11 +21,16 @@ if TYPE_CHECKING:
 MANIFEST_LIMIT: Final = 256 << 20
 
 ROUNDING_CODERS: Final = ("tcq", "ecsq")
+DELTA_CODERS: Final = ("worddiff", "same")
 EXACT_CODERS: Final = ("symbols", "const", "raw")
 """Coders of slabs; a tensor is filed under the first that any of its slabs uses."""
 
-_MODES = ("archive", "small", "sample")
-_CODERS = {"archive": EXACT_CODERS, "small": (*ROUNDING_CODERS, *EXACT_CODERS)}
+_MODES = ("archive", "small", "delta", "sample")
+_CODERS = {
+    "archive": EXACT_CODERS,
+    "small": (*ROUNDING_CODERS, *EXACT_CODERS),
+    "delta": (*DELTA_CODERS, *EXACT_CODERS),
+}
 _MAX_NESTING = 16
 _MAX_DIMENSIONS = 32
 _MAX_NAME = 4096
@@ -113,6 +118,7 @@ def check_manifest(document: object) -> Manifest:
     _check_mode(manifest)
     _check_samples(manifest.get("samples", []))
     _check_tensors(manifest["tensors"], _CODERS.get(mode, ()))
+    _check_base(manifest)
     _check_front(manifest)
     if manifest["source"]:
         _check_names([file["name"] for file in manifest["source"]["files"]])
@@ -153,6 +159,16 @@ def _check_mode(manifest: Manifest) -> None:
     else:
         require(not manifest.get("samples"), "mode", "only a sampled reel holds samples")
         require(manifest["source"] is not None, "mode", "the source is not named")
+
+
+def _check_base(manifest: Manifest) -> None:
+    base, names = manifest["base"], {tensor["name"] for tensor in manifest["tensors"]}
+    require((base is not None) == (manifest["mode"] == "delta"), "base", "a delta, and it alone, has a base")
+    pinned = base["tensors"] if base else {}
+    require(pinned.keys() <= names, "base", "a tensor of the base is compared with none")
+    for tensor in manifest["tensors"]:
+        sound = tensor["coder"] not in DELTA_CODERS or tensor.get("alias_of") or tensor["name"] in pinned
+        require(bool(sound), "base", f"{tensor['name']}: a difference from a tensor that is not named")
 
 
 def _check_samples(samples: list[Sample]) -> None:

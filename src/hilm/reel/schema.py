@@ -74,6 +74,15 @@ class Frame(TypedDict):
     sampled: bool
 
 
+class Pinned(TypedDict):
+    """The base of a delta. ``hint`` is a name for people; ``tensors`` are those used, with their SHA-256."""
+
+    digest: _Sha256
+    hint: str
+    tensors: dict[str, _Sha256]
+    content_key: NotRequired[_Sha256]
+
+
 class Front(TypedDict):
     """The video in front: bytes 0 … size - 1 of the file."""
 
@@ -98,9 +107,9 @@ class Error(TypedDict):
 class Tensor(TypedDict):
     """One tensor. Slabs are [begin, end, first record, records], in rows of the view or in elements.
 
-    ``coder`` is the first of ``tcq``, ``ecsq``, ``symbols``, ``const``, ``raw`` that any slab uses; ``raw``
-    without slabs. ``sha256`` is that of the decoded bytes; where they are not the source's, ``sha256_source``
-    is that of the source, and ``error`` says how they differ.
+    ``coder`` is the first of ``tcq``, ``ecsq``, ``worddiff``, ``same``, ``symbols``, ``const``, ``raw`` that
+    any slab uses; ``raw`` without slabs. ``sha256`` is that of the decoded bytes; where they are not the
+    source's, ``sha256_source`` is that of the source, and ``error`` says how they differ.
     """
 
     name: str
@@ -168,7 +177,7 @@ class Manifest(TypedDict):
     settings: dict[str, Any]
     coding: Coding
     source: Source | None
-    base: None
+    base: Pinned | None
     companion: None
     front: Front | None
     tensors: list[Tensor]

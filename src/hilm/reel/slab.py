@@ -12,7 +12,8 @@ import numpy as np
 
 from hilm.errors import ChecksumMismatch
 from hilm.reel.archive import symbol_decoder, symbol_encoder
-from hilm.reel.head import Coder, SlabHead, pack_head, parse_head
+from hilm.reel.delta import delta_decoder
+from hilm.reel.head import DIFFERENCES, Coder, SlabHead, pack_head, parse_head
 from hilm.reel.quantizer import scalar_decoder, trellis_decoder
 from hilm.reel.threads import in_threads
 from hilm.reel.words import word_view
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hilm.reel.plan import ChunkDecoder, Plan, Planner, Words
+    from hilm.reel.words import WordView
     from hilm.weights.dtypes import DType
 
+_CHUNKLESS = frozenset({Coder.CONST, Coder.SAME})
 _SMALLEST_CODED = 256  # bytes; below, a slab is stored as it is
 
 
@@ -65,16 +68,24 @@ def encode_slab(
         rows: R.
         columns: C, in words: a complex number is two, and types below one byte are counted in bytes. The
             slab has at least one word.
-        planner: Tried first, unless all words are equal.
+        planner: Tried first. What it keeps bit for bit in more than half of the
+            bytes is coded without it too, and the smaller result counts.
         threads: Chunks coded at a time.
     """
     view = word_view(dtype, rows, columns)
     stored = np.require(words.view(view.word), requirements="A")
+    plan = planner(stored, view, threads) if planner else None
     if stored.min() == stored.max():
         return EncodedSlab(pack_head(SlabHead(Coder.CONST, view, word=stored[:1].tobytes())), [])
-    plan = planner(stored, view, threads) if planner else None
-    if plan is not None:
-        return _carry_out(plan, threads)
+    if plan is None:
+        return _encode_exactly(stored, view, threads)
+    planned = _carry_out(plan, threads)
+    if planned.decoded is not None or 2 * planned.nbytes < view.nbytes:
+        return planned
+    return min(planned, _encode_exactly(stored, view, threads), key=lambda coded: coded.nbytes)
+
+
+def _encode_exactly(stored: Words, view: WordView, threads: int) -> EncodedSlab:
     plan = symbol_encoder(stored, view) if view.nbytes >= _SMALLEST_CODED else None
     raw_head = pack_head(SlabHead(Coder.RAW, view))
     if plan is not None:
@@ -85,15 +96,32 @@ def encode_slab(
 
 
 def _carry_out(plan: Plan, threads: int) -> EncodedSlab:
-    chunks = in_threads(lambda span: plan.encode(*span), plan.head.view.ranges(), threads)
+    ranges = [] if plan.head.coder in _CHUNKLESS else plan.head.view.ranges()
+    chunks = in_threads(lambda span: plan.encode(*span), ranges, threads)
     decoded = None if plan.decoded is None else plan.decoded.view(np.uint8)
     return EncodedSlab(pack_head(plan.head), chunks, decoded)
 
 
 def decode_slab(
-    head: bytes, chunks: Sequence[bytes], dtype: DType, rows: int, columns: int, *, threads: int = 1
+    head: bytes,
+    chunks: Sequence[bytes],
+    dtype: DType,
+    rows: int,
+    columns: int,
+    *,
+    base: NDArray[np.uint8] | None = None,
+    threads: int = 1,
 ) -> NDArray[np.uint8]:
     """Undo `encode_slab`: the stored bytes of the slab.
+
+    Args:
+        head: Its head.
+        chunks: Its chunks.
+        dtype: Element type.
+        rows: R.
+        columns: C, in words.
+        base: Stored bytes of the base's slab, contiguous; they are overwritten.
+        threads: Chunks decoded at a time.
 
     Raises:
         ChecksumMismatch: Head or chunks are malformed, or do not belong to a slab of this shape and type.
@@ -101,10 +129,14 @@ def decode_slab(
     """
     view = word_view(dtype, rows, columns)
     parsed, ranges = parse_head(head, view), view.ranges()
-    if len(chunks) != (0 if parsed.coder == Coder.CONST else len(ranges)):
+    if parsed.coder in DIFFERENCES and base is None:
+        raise ChecksumMismatch("slab of differences in a tensor that has no base")
+    if len(chunks) != (0 if parsed.coder in _CHUNKLESS else len(ranges)):
         raise ChecksumMismatch(f"slab of {view.size} words has {len(chunks)} chunks")
     decode = _DECODERS[parsed.coder](parsed)
-    out = np.empty(view.size, view.word)
+    out = (
+        np.empty(view.size, view.word) if base is None else np.require(base.view(view.word), requirements="A")
+    )
 
     def work(task: tuple[bytes, tuple[int, int]]) -> None:
         chunk, (start, stop) = task
@@ -149,10 +181,19 @@ def _const_decoder(head: SlabHead) -> ChunkDecoder:
     return decode
 
 
+def _same_decoder(head: SlabHead) -> ChunkDecoder:  # noqa: ARG001 - the table's signature
+    def decode(chunk: bytes, start: int, out: Words) -> None:
+        """Leave the words of the base as they are."""
+
+    return decode
+
+
 _DECODERS: Mapping[Coder, Callable[[SlabHead], ChunkDecoder]] = {
     Coder.RAW: _raw_decoder,
     Coder.CONST: _const_decoder,
     Coder.SYMBOLS: symbol_decoder,
     Coder.TCQ: trellis_decoder,
     Coder.ECSQ: scalar_decoder,
+    Coder.WORDDIFF: delta_decoder,
+    Coder.SAME: _same_decoder,
 }
