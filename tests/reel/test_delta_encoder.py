@@ -5,8 +5,9 @@ import pytest
 
 from hilm.errors import BaseMismatch, UsageError, VerificationError
 from hilm.reel.decoder import Reel, decode_files
-from hilm.reel.delta_base import MAX_DEPTH, CheckpointBase
+from hilm.reel.delta_base import CheckpointBase
 from hilm.reel.delta_encoder import encode_delta
+from hilm.reel.manifest import MAX_DEPTH
 from hilm.weights import open_checkpoint
 from tests.reel.archives import contents, encode, every_dtype
 from tests.reel.reference_delta import read_delta

@@ -13,6 +13,8 @@ from hilm.cli.output import clean, count, facts, figure, seconds, size, table
 from hilm.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from hilm.cli.output import Document
 
 
@@ -31,6 +33,7 @@ POPULAR = (
         "hilm encode ./all-MiniLM-L6-v2",
         "hilm encode ./bert-base ./roberta-base --max-params 30000",
         "hilm encode --models ./bert-base ./roberta-base --storage-dir experiment_1",
+        "hilm encode ./my-bert --mode delta --base ./bert-base",
         "hilm encode ./gpt2 --stream --layers attention mlp --chunk-size 8000 --max-params 35000",
     ),
 )
@@ -40,10 +43,11 @@ POPULAR = (
 )
 @click.option(
     "--mode",
-    type=click.Choice(["archive", "sample"]),
-    help="archive keeps every bit; sample films some parameters. "
+    type=click.Choice(["archive", "delta", "sample"]),
+    help="archive keeps every bit; delta keeps what differs from a base; sample films some parameters. "
     "[default: sample with --max-params or --stream, else archive]",
 )
+@options.base("What a delta is taken from: a checkpoint, a reel, or a model in the store.")
 @options.selection
 @click.option("--stream", is_flag=True, help="A film of chunks, one frame each.")
 @click.option("--name", help="The model's name in the store. [default: the folder's]")
@@ -59,6 +63,7 @@ def encode(
     more_models: tuple[str, ...],
     *,
     mode: str | None,
+    base: str | None,
     max_params: int | None,
     stream: bool,
     chunk_size: int | None,
@@ -83,7 +88,8 @@ def encode(
     with output.progress() as progress:
         document = hilm.Store(storage_dir).encode(
             [*named, *popular],
-            mode=mode or ("sample" if max_params or stream else "archive"),
+            mode=mode or ("delta" if base else "sample" if max_params or stream else "archive"),
+            base=base,
             max_params=max_params,
             stream=stream,
             chunk_size=chunk_size,
@@ -135,18 +141,26 @@ def encoded(document: Document) -> str:
 @click.argument("reel")
 @click.argument("out_dir", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--tensor", metavar="NAME", help="Only this tensor; nothing else of the reel is read.")
+@options.base("What a delta was taken from. [default: what the store has]")
 @options.storage_dir
 @options.switches
 @click.pass_context
 def decode(
-    context: click.Context, reel: str, out_dir: Path, *, tensor: str | None, storage_dir: Path | None
+    context: click.Context,
+    reel: str,
+    out_dir: Path,
+    *,
+    tensor: str | None,
+    base: str | None,
+    storage_dir: Path | None,
 ) -> None:
     """Write a reel's weights back as safetensors.
 
     REEL is a file, or the name of a model in the store. Ends with exit code 3 if the weights are not the ones
     that were filmed.
     """
-    document = hilm.decode(find_reel(reel, storage_dir, "archive"), out_dir, tensor=tensor)
+    path = find_reel(reel, storage_dir, ("archive", "delta"))
+    document = hilm.decode(path, out_dir, tensor=tensor, base=base, store=find_store(storage_dir))
     output.emit(document, decoded)
     if document["sha256_ok"] is False:
         context.exit(3)
@@ -174,17 +188,22 @@ def decoded(document: Document) -> str:
 )
 @click.argument("reel")
 @click.option("--against", metavar="MODEL", help="Compare with the checkpoint too, value by value.")
+@options.base("What a delta was taken from. [default: what the store has]")
 @options.storage_dir
 @options.switches
 @click.pass_context
-def verify(context: click.Context, reel: str, *, against: str | None, storage_dir: Path | None) -> None:
+def verify(
+    context: click.Context, reel: str, *, against: str | None, base: str | None, storage_dir: Path | None
+) -> None:
     """Prove that a reel holds what was filmed: every checksum, and with --against every value.
 
     REEL is a file, or the name of a model in the store. Ends with exit code 3 if it does not.
     """
     path = find_reel(reel, storage_dir)
     with output.progress() as progress:
-        document = hilm.verify(path, against=against, progress=progress)
+        document = hilm.verify(
+            path, against=against, base=base, store=find_store(storage_dir), progress=progress
+        )
     output.emit(document, verified)
     if not document["ok"]:
         context.exit(3)
@@ -210,6 +229,11 @@ def amount(things: int | list[object]) -> int:
     return things if isinstance(things, int) else len(things)
 
 
-def find_reel(reel: str, storage_dir: Path | None, mode: str | None = None) -> Path:
+def find_store(storage_dir: Path | None) -> hilm.Store | None:
+    """Return the store to look for bases in; None, which opens no store in vain, is the default one."""
+    return None if storage_dir is None else hilm.Store(storage_dir)
+
+
+def find_reel(reel: str, storage_dir: Path | None, mode: str | Collection[str] = ()) -> Path:
     """Return the file REEL means: a path, or the name of a model in the store that has a reel."""
     return Path(reel) if Path(reel).is_file() else hilm.Store(storage_dir).reel(reel, mode)

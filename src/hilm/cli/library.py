@@ -59,13 +59,14 @@ def stats(*, storage_dir: Path | None) -> None:
     examples=("hilm show bert-base", "hilm show bert-base --sheet bert.png --film bert.mp4"),
 )
 @click.argument("model")
+@click.option("--chain", is_flag=True, help="List what its reel takes to decode.")
 @click.option("--sheet", type=click.Path(path_type=Path), metavar="PNG", help="Draw every tensor's picture.")
 @click.option("--film", type=click.Path(path_type=Path), metavar="MP4", help="Write the film of the weights.")
 @options.storage_dir
 @options.switches
-def show(model: str, *, sheet: Path | None, film: Path | None, storage_dir: Path | None) -> None:
+def show(model: str, *, chain: bool, sheet: Path | None, film: Path | None, storage_dir: Path | None) -> None:
     """Show what the store knows about a model; with --sheet and --film, let one see it."""
-    output.emit(hilm.Store(storage_dir).show(model, sheet=sheet, film=film), described)
+    output.emit(hilm.Store(storage_dir).show(model, chain=chain, sheet=sheet, film=film), described)
 
 
 @click.command("rm", cls=options.Command, examples=("hilm rm bert-base", "hilm rm bert-base --yes --json"))

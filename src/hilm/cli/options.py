@@ -131,6 +131,11 @@ def selection(function: Function) -> Function:
     return function
 
 
+def base(text: str) -> Callable[[Function], Function]:
+    """Add --base."""
+    return click.option("--base", metavar="MODEL", help=text)
+
+
 def revision(function: Function) -> Function:
     """Add --revision."""
     return click.option(

@@ -13,7 +13,7 @@ import numpy as np
 
 from hilm.errors import ChecksumMismatch, NotAReel, StorageError, UsageError
 from hilm.reel.container import ReelFile
-from hilm.reel.delta_base import BaseTensor, stand_on
+from hilm.reel.delta_base import BaseTensor
 from hilm.reel.layout import coded_view
 from hilm.reel.records import count_sample_records
 from hilm.reel.slab import decode_slab
@@ -35,11 +35,10 @@ class Reel:
         name: What people call it: its file's name without the suffix.
         file: The container: manifest, index and checked records.
         tensors: Entries of the manifest by tensor name.
-        depth: Deltas that stand on each other, this one included; 0 of what is no delta.
     """
 
     def __init__(self, file: ReelFile, threads: int | None = None, name: str = "the reel") -> None:
-        self.file, self.name, self.depth = file, name, 0
+        self.file, self.name = file, name
         self._base: Base | None = None
         self.tensors = {entry["name"]: entry for entry in file.manifest["tensors"]}
         self._threads = threads or os.cpu_count() or 1
@@ -73,13 +72,14 @@ class Reel:
         """What is known of the base of a delta."""
         return self.file.manifest["base"]
 
-    def stand_on(self, base: Base) -> None:
-        """Decode differences against this base from now on.
+    @property
+    def depth(self) -> int:
+        """Deltas that stood on each other when it was made, this one included; 0 of what is no delta."""
+        return self.pinned["depth"] if self.pinned else 0
 
-        Raises:
-            UsageError: Too many deltas stand on each other.
-        """
-        self._base, self.depth = base, stand_on(base)
+    def stand_on(self, base: Base) -> None:
+        """Decode differences against this base from now on."""
+        self._base = base
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]] | None:
         """Element type and shape of a tensor; None if there is none."""

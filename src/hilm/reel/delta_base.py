@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from hilm.errors import BaseMismatch, UsageError
 from hilm.reel.layout import coded_view, cut_slabs
-from hilm.reel.manifest import tensor_digest
+from hilm.reel.manifest import MAX_DEPTH, tensor_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hilm.weights.checkpoint import Checkpoint
-
-MAX_DEPTH: Final = 8
-"""Deltas that may stand on each other."""
 
 
 class Base(Protocol):
@@ -43,8 +40,8 @@ class Base(Protocol):
         """Digest of its set of tensors."""
 
 
-def stand_on(base: Base) -> int:
-    """Depth of a delta on this base.
+def depth_on(base: Base) -> int:
+    """Depth of a delta that is taken from this base.
 
     Raises:
         UsageError: Too many deltas stand on each other.

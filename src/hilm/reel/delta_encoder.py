@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hilm.reel.delta import plan_delta
-from hilm.reel.delta_base import BaseTensor, stand_on
+from hilm.reel.delta_base import BaseTensor, depth_on
 from hilm.reel.encoder import EncodeReport, write_reel
 from hilm.reel.manifest import DELTA_CODERS
 
@@ -69,7 +69,7 @@ class _Differences:
     """
 
     def __init__(self, base: Base, content_key: bytes | None) -> None:
-        stand_on(base)
+        self._depth = depth_on(base)
         self.unpaired: list[str] = []
         self._base, self._content_key = base, content_key
         self._hashes: dict[str, str] = {}
@@ -90,6 +90,7 @@ class _Differences:
         self._close()
         used = {t["name"] for t in tensors if t["coder"] in DELTA_CODERS}
         pinned: Pinned = {
+            "depth": self._depth,
             "digest": self._base.digest(),
             "hint": self._base.name,
             "tensors": {name: digest for name, digest in self._hashes.items() if name in used},

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MANIFEST_LIMIT: Final = 256 << 20
 
 ROUNDING_CODERS: Final = ("tcq", "ecsq")
+MAX_DEPTH: Final = 8
+"""Deltas that may stand on each other."""
+
 DELTA_CODERS: Final = ("worddiff", "same")
 EXACT_CODERS: Final = ("symbols", "const", "raw")
 """Coders of slabs; a tensor is filed under the first that any of its slabs uses."""
@@ -164,6 +167,7 @@ def _check_mode(manifest: Manifest) -> None:
 def _check_base(manifest: Manifest) -> None:
     base, names = manifest["base"], {tensor["name"] for tensor in manifest["tensors"]}
     require((base is not None) == (manifest["mode"] == "delta"), "base", "a delta, and it alone, has a base")
+    require(base is None or 1 <= base["depth"] <= MAX_DEPTH, "base", "too many deltas stand on each other")
     pinned = base["tensors"] if base else {}
     require(pinned.keys() <= names, "base", "a tensor of the base is compared with none")
     for tensor in manifest["tensors"]:

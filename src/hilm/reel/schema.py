@@ -75,8 +75,13 @@ class Frame(TypedDict):
 
 
 class Pinned(TypedDict):
-    """The base of a delta. ``hint`` is a name for people; ``tensors`` are those used, with their SHA-256."""
+    """The base of a delta.
 
+    ``depth`` counts the deltas that stand on each other, this one included; ``hint`` is a name for people;
+    ``tensors`` are those used, with their SHA-256.
+    """
+
+    depth: int
     digest: _Sha256
     hint: str
     tensors: dict[str, _Sha256]

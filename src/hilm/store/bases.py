@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hilm.errors import InputError, NetworkError, UsageError
 from hilm.reel.decoder import Reel
-from hilm.reel.delta_base import MAX_DEPTH, CheckpointBase
+from hilm.reel.delta_base import CheckpointBase
+from hilm.reel.manifest import MAX_DEPTH
+from hilm.store.store import Store
 from hilm.weights import open_checkpoint
 
 if TYPE_CHECKING:
@@ -17,19 +19,18 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from hilm.reel.delta_base import Base
-    from hilm.store.store import Store
 
     Place = str | PathLike[str]
 
 
 @contextmanager
-def open_reel(reel: Place, base: Place | None, store: Store) -> Iterator[Reel]:
+def open_reel(reel: Place, base: Place | None, store: Store | None) -> Iterator[Reel]:
     """Open a reel; of a delta also its base, the base's base and so on.
 
     Args:
         reel: The file.
         base: A checkpoint, a reel, or the name of a model in the store; looked up in the store when None.
-        store: Where to look.
+        store: Where to look; the default store when None.
 
     Raises:
         NotAReel: The file is something else.
@@ -38,6 +39,7 @@ def open_reel(reel: Place, base: Place | None, store: Store) -> Iterator[Reel]:
     with ExitStack() as stack:
         opened = stack.enter_context(Reel.open(reel))
         if opened.pinned is not None:
+            store = store or Store()
             places = find_base(store, base) if base is not None else _look_up(store, opened)
             opened.stand_on(stack.enter_context(open_base(places)))
         elif base is not None:
@@ -51,7 +53,7 @@ def open_base(places: Sequence[str]) -> Iterator[Base]:
     with ExitStack() as stack:
         base: Base | None = None
         for place in reversed(places):
-            if _is_reel(place):
+            if is_reel(place):
                 reel = stack.enter_context(Reel.open(place))
                 if base is not None:
                     reel.stand_on(base)
@@ -60,6 +62,33 @@ def open_base(places: Sequence[str]) -> Iterator[Base]:
                 base = CheckpointBase(stack.enter_context(open_checkpoint(place)))
         assert base is not None  # noqa: S101 - there is at least one place
         yield base
+
+
+def settle_base(store: Store, base: Place) -> dict[str, Any]:
+    """Find a base and its content key: fields of a ``Job``.
+
+    A checkpoint is indexed, so that the store finds it again when the delta is decoded.
+
+    Raises:
+        UsageError: It is nowhere, or a reel that does not hold every bit of its source.
+        HilmError: Whatever is wrong with it.
+    """
+    places = find_base(store, base)
+    if is_reel(places[0]):
+        with Reel.open(places[0]) as reel:
+            source = reel.file.manifest["source"]
+            if source is None or any("sha256_source" in tensor for tensor in reel.tensors.values()):
+                raise UsageError(
+                    f"{reel.name} does not hold every bit of its source",
+                    hint="take a checkpoint or an archive",
+                )
+            return {"base": places, "base_key": bytes.fromhex(source["content_key"])}
+    open_checkpoint(places[0]).close()  # what is wrong with it is raised here
+    outcome = store.index(places)
+    if outcome["failed"]:
+        raise UsageError(f"{places[0]}: {outcome['failed'][0]['message']}", hint=outcome["failed"][0]["hint"])
+    name = (outcome["indexed"] or outcome["skipped"])[0]
+    return {"base": places, "base_key": store.row(name)["content_key"]}
 
 
 def find_base(store: Store, base: Place) -> tuple[str, ...]:
@@ -73,8 +102,8 @@ def find_base(store: Store, base: Place) -> tuple[str, ...]:
         UsageError: It, or what it stands on, is nowhere; or there are too many deltas.
         UnknownModel: There is neither a path nor a model of that name.
     """
-    if _is_reel(base):
-        return _find_chain(store, os.fspath(base), 1)
+    if is_reel(base):
+        return find_chain(store, os.fspath(base), 1)
     row = store.find(base)
     if row is None:
         return (os.fspath(base),)
@@ -86,11 +115,13 @@ def find_base(store: Store, base: Place) -> tuple[str, ...]:
     return places
 
 
-def _is_reel(place: Place) -> bool:
+def is_reel(place: Place) -> bool:
+    """Whether a base is a reel, by its name; else it is a checkpoint."""
     return Path(place).suffix == ".mp4" and Path(place).is_file()
 
 
-def _find_chain(store: Store, path: str, depth: int) -> tuple[str, ...]:
+def find_chain(store: Store, path: str, depth: int = 0) -> tuple[str, ...]:
+    """Find what it takes to decode a reel: itself, and of a delta what it stands on."""
     with Reel.open(path) as reel:
         return (path, *(_look_up(store, reel, depth + 1) if reel.pinned is not None else ()))
 
@@ -122,7 +153,7 @@ def _find_content(store: Store, key: bytes, depth: int) -> tuple[str, ...]:
         "reels", {"content_key": key, "mode": ["archive", "delta"], "lossless": True}
     )
     paths = [store.reels / entry["uri"] for entry in sorted(entries, key=lambda entry: entry["mode"])]
-    return next((_find_chain(store, str(path), depth) for path in paths if path.is_file()), ())
+    return next((find_chain(store, str(path), depth) for path in paths if path.is_file()), ())
 
 
 def _is_unchanged(uri: str, state: str) -> bool:

@@ -9,6 +9,7 @@ from hilm.errors import InputError, NetworkError, UsageError
 from hilm.reel.decoder import Reel
 from hilm.reel.pictures import draw_checkpoint
 from hilm.reel.preview import contact_sheets
+from hilm.store.bases import find_chain, is_reel
 from hilm.store.files import write_file
 from hilm.weights import open_checkpoint
 
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def show_model(
-    store: Store, model: str, *, sheet: str | PathLike[str] | None, film: str | PathLike[str] | None
+    store: Store,
+    model: str,
+    *,
+    chain: bool,
+    sheet: str | PathLike[str] | None,
+    film: str | PathLike[str] | None,
 ) -> dict[str, Any]:
     """See ``Store.show``."""
     row = store.row(model)
@@ -42,11 +48,23 @@ def show_model(
         ],
         "notes": row["notes"],
     }
+    if chain and paths:
+        document["chain"] = [_describe_place(place) for place in find_chain(store, str(paths[-1]))]
     if sheet is not None:
         document["sheets"] = [str(p) for p in _write_sheets(row, Path(sheet))]
     if film is not None:
         document["film"] = str(_write_film(model, paths, Path(film)))
     return document
+
+
+def _describe_place(place: str) -> dict[str, Any]:
+    """One link of a chain: a reel with what it is and costs, or the checkpoint at its end."""
+    if not is_reel(place):
+        return {"uri": place, "mode": "checkpoint"}
+    with Reel.open(place) as reel:
+        totals, pinned = reel.file.manifest["totals"], reel.pinned
+        document = {"uri": place, "mode": reel.mode, "bits_per_weight": totals["bits_per_weight"]}
+        return document | ({"base": pinned["hint"]} if pinned else {})
 
 
 def _write_sheets(row: dict[str, Any], out: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from hilm.store.reading import no_progress
 from hilm.weights.folder import is_hub_id, is_remote
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from os import PathLike
 
     from hilm.lineage.catalog import Catalog
@@ -25,7 +25,7 @@ DEFAULT_SAMPLE = 30_000
 
 DEFAULT_CHUNK = 1024
 MAX_FRAME = 1 << 22
-_MODES = ("archive", "sample")
+_MODES = ("archive", "delta", "sample")
 
 
 def default_path() -> Path:
@@ -91,6 +91,7 @@ class Store:
         models: Sequence[str | PathLike[str]],
         *,
         mode: str = "archive",
+        base: str | PathLike[str] | None = None,
         max_params: int | None = None,
         stream: bool = False,
         chunk_size: int | None = None,
@@ -106,7 +107,10 @@ class Store:
 
         Args:
             models: Folders, files, Hub ids or URLs.
-            mode: ``archive`` keeps every bit; ``sample`` keeps some values, one frame per model.
+            mode: ``archive`` keeps every bit; ``delta`` keeps what differs from a base, bit for bit;
+                ``sample`` keeps some values, one frame per model.
+            base: What a delta is taken from: a checkpoint, which is indexed too, a reel, or the name of a
+                model in the store.
             max_params: Values of a sample, spread over all tensors.
             stream: One frame per chunk instead.
             chunk_size: Values of such a chunk.
@@ -119,15 +123,22 @@ class Store:
             progress: Called with models done, models in all, and a name.
 
         Returns:
-            ``models``: per model its reel, mode, parameters, bits_per_weight, bytes, nmse, seconds;
+            ``models``: per model its reel, mode, parameters, bits_per_weight, bytes, nmse, seconds,
+            and of a delta the tensors that are ``unpaired``;
             ``failed``: per failure the model, message, hint and exit_code.
 
         Raises:
-            UsageError: Options that do not go together.
+            UsageError: Options that do not go together, or a base that cannot be one.
             StorageError: The store cannot be written.
         """
+        if (mode == "delta") != (base is not None):
+            raise UsageError("a delta, and only a delta, has a base", hint="--mode delta --base MODEL")
         sampling = {"limit": max_params, "layers": layers, "exclude_layers": exclude_layers}
         options = _job_options(mode, sampling, chunk_size, stream=stream) | {"preview": preview}
+        if base is not None:
+            from hilm.store.bases import settle_base  # noqa: PLC0415 - only deltas need it
+
+            options |= settle_base(self, base)
         intake = self._intake(mode, options, force=force, progress=progress)
         intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
         return {"models": [*intake.plan.skipped.values(), *intake.done.values()], "failed": intake.failed}
@@ -226,18 +237,19 @@ class Store:
             raise UnknownModel(f"there is no path and no model in the store called {name!r}")
         return rows[-1]
 
-    def reel(self, name: str, mode: str | None = None) -> Path:
-        """File of a model's latest reel, of one mode or any.
+    def reel(self, name: str, mode: str | Collection[str] = ()) -> Path:
+        """File of a model's latest reel, of one mode, of these or of any.
 
         Raises:
             UnknownModel: No model of that name.
             UsageError: It has no such reel.
         """
         row = self.row(name)
-        modes = {} if mode is None else {"mode": mode}
-        entries = self.catalog.rows("reels", {"name": name, **modes})
+        wanted = {"mode": mode} if mode else {}
+        entries = self.catalog.rows("reels", {"name": name, **wanted})
         if not entries:
-            what = f"no reel of mode {mode}" if mode else "no reel"
+            modes = [mode] if isinstance(mode, str) else mode
+            what = f"no reel of mode {' or '.join(modes)}" if modes else "no reel"
             raise UsageError(f"{name} has {what} in the store", hint=f"hilm encode {row['uri']} makes one")
         return self.reels / str(entries[-1]["uri"])
 
@@ -280,12 +292,18 @@ class Store:
         }
 
     def show(
-        self, model: str, *, sheet: str | PathLike[str] | None = None, film: str | PathLike[str] | None = None
+        self,
+        model: str,
+        *,
+        chain: bool = False,
+        sheet: str | PathLike[str] | None = None,
+        film: str | PathLike[str] | None = None,
     ) -> dict[str, Any]:
         """Everything the store knows of one model; optionally its contact sheet and film.
 
         Args:
             model: Name of a model in the store.
+            chain: List what its latest reel takes to decode: itself and, of a delta, what it stands on.
             sheet: PNG to write.
             film: MP4 to write.
 
@@ -295,7 +313,7 @@ class Store:
         """
         from hilm.store.showing import show_model  # noqa: PLC0415 - only pictures need it
 
-        return show_model(self, model, sheet=sheet, film=film)
+        return show_model(self, model, chain=chain, sheet=sheet, film=film)
 
     def remove(self, model: str) -> dict[str, Any]:
         """Forget a model, and delete its reels where no other model is in them.
@@ -315,13 +333,13 @@ class Store:
 def _job_options(
     mode: str, sampling: dict[str, Any], chunk_size: int | None, *, stream: bool
 ) -> dict[str, Any]:
-    """Fields of a job that say how it samples; none for an archive."""
+    """Fields of a job that say how it samples; none for what keeps everything."""
     if mode not in _MODES:
         raise UsageError(f"there is no mode {mode!r}", hint=f"modes: {', '.join(_MODES)}")
-    if mode == "archive":
+    if mode != "sample":
         if stream or chunk_size or any(sampling.values()):
             raise UsageError(
-                "an archive keeps everything: it takes no sampling options", hint="--mode sample"
+                f"mode {mode} keeps everything: it takes no sampling options", hint="--mode sample"
             )
         return {}
     limit = sampling["limit"] or DEFAULT_SAMPLE

@@ -48,13 +48,15 @@ class Job:
     Attributes:
         path: Where it is.
         name: What to call it.
-        mode: ``index``, ``archive`` or ``sample``.
+        mode: ``index``, ``archive``, ``delta`` or ``sample``.
         reels: The folder an archive is written to.
         preview: Whether a reel gets a front video.
         limit: For a sample, how many values.
         chunk_size: For a sample, values per frame; one frame per model when None.
         layers: For a sample, layer types to take.
         exclude_layers: For a sample, layer types to leave out.
+        base: For a delta, where its base is, as ``hilm.store.bases.find_base`` says.
+        base_key: Content key of the base, 32 bytes.
         threads: Threads this job may use.
     """
 
@@ -67,6 +69,8 @@ class Job:
     chunk_size: int | None = None
     layers: tuple[str, ...] | None = None
     exclude_layers: tuple[str, ...] | None = None
+    base: tuple[str, ...] = ()
+    base_key: bytes = b""
     threads: int = 1
 
     @property
@@ -128,8 +132,8 @@ def run_job(job: Job, tick: Tick = ignore) -> Result:
     with open_checkpoint(job.path) as checkpoint:
         work = FingerprintPass(checkpoint)
         sinks = [work.update, _counter(checkpoint, tick)]
-        if job.mode == "archive":
-            archive = _archive(checkpoint, job, sinks)
+        if job.mode in {"archive", "delta"}:
+            archive = _write_reel(checkpoint, job, sinks)
             digests = archive.file_digests
         else:
             picker = _Picker(checkpoint, job) if job.mode == "sample" else None
@@ -167,12 +171,25 @@ def _read(checkpoint: Checkpoint, threads: int, sinks: Sequence[Sink]) -> tuple[
     return digests
 
 
-def _archive(checkpoint: Checkpoint, job: Job, sinks: Sequence[Sink]) -> EncodeReport:
-    from hilm.reel.encoder import encode_archive  # noqa: PLC0415 - indexing needs no video library
+def _write_reel(checkpoint: Checkpoint, job: Job, sinks: Sequence[Sink]) -> EncodeReport:
+    from hilm.reel.delta_encoder import encode_delta  # noqa: PLC0415 - indexing needs no video library
+    from hilm.reel.encoder import encode_archive  # noqa: PLC0415 - the same
+    from hilm.store.bases import open_base  # noqa: PLC0415 - the same
 
     state = hashlib.sha256(entry_key(job) + checkpoint.state).hexdigest()
     out = Path(job.reels) / f"{_file_stem(job.name)}-{state[:8]}.reel.mp4"
-    return encode_archive(checkpoint, out, preview=job.preview, sinks=sinks, threads=job.threads)
+    if job.mode == "archive":
+        return encode_archive(checkpoint, out, preview=job.preview, sinks=sinks, threads=job.threads)
+    with open_base(job.base) as base:
+        return encode_delta(
+            checkpoint,
+            out,
+            base,
+            content_key=job.base_key,
+            preview=job.preview,
+            sinks=sinks,
+            threads=job.threads,
+        )
 
 
 class _Picker:
@@ -230,7 +247,7 @@ class _Picker:
 def entry_key(job: Job) -> bytes:
     """Name of one model in one mode with its settings, 32 bytes."""
     settings = json.dumps([job.mode, job.rule, job.chunk_size, job.preview])
-    return hashlib.sha256(reference_key(job.path) + settings.encode()).digest()
+    return hashlib.sha256(reference_key(job.path) + settings.encode() + job.base_key).digest()
 
 
 def _file_stem(name: str) -> str:
