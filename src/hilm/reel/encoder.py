@@ -6,18 +6,19 @@ import hashlib
 import math
 import os
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hilm.errors import UnsupportedFormat
 from hilm.reel.distortion import Distortion
 from hilm.reel.front import draw_front
 from hilm.reel.head import Coder
 from hilm.reel.layout import SLAB_ELEMENTS, chunk_lengths, coded_view, cut_slabs
 from hilm.reel.manifest import CODING, EXACT_CODERS, ROUNDING_CODERS, tensor_digest
-from hilm.reel.quantizer import LAMBDA, Quantizer
+from hilm.reel.quantizer import LAMBDA
+from hilm.reel.rate import find_quantizer
 from hilm.reel.records import RECORD, Kind
 from hilm.reel.sections import EMPTY_FRONT
 from hilm.reel.slab import encode_slab
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from hilm.reel.layout import Slab
     from hilm.reel.plan import Planner
+    from hilm.reel.rate import Rounding
     from hilm.reel.schema import Front, Manifest, Tensor
     from hilm.weights.blocks import Block
     from hilm.weights.checkpoint import Checkpoint
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     Choice = Callable[[TensorInfo], Planner | None]
 
 _CODERS = (*ROUNDING_CODERS, *EXACT_CODERS)
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-_MIN_SIDE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,8 @@ def encode_archive(
 def encode_small(
     checkpoint: Checkpoint,
     out: Path,
-    quantizer: Quantizer,
+    rounding: Rounding,
     *,
-    keep: Sequence[str] = (),
     preview: bool = True,
     sinks: Sequence[Callable[[Block], None]] = (),
     threads: int | None = None,
@@ -106,36 +105,40 @@ def encode_small(
     Args:
         checkpoint: An open checkpoint.
         out: Name of the reel.
-        quantizer: How weights are rounded.
-        keep: Patterns of names, as a shell's; tensors that match one are not rounded.
+        rounding: How many bits or how much error, and what is kept.
         preview: As of `encode_archive`.
         sinks: As of `encode_archive`.
         threads: As of `encode_archive`.
 
     Raises:
+        EmptySelection: There is nothing to round.
+        UnsupportedFormat: The files are PyTorch's.
         StorageError: The reel cannot be written; nothing appears under its name.
         SourceChanged: A file changed while it was read.
     """
+    if checkpoint.format == "torch":
+        raise UnsupportedFormat(
+            f"{checkpoint.name}: PyTorch files keep checksums of their values, which rounding would break",
+            hint="save the model as safetensors, or use --mode archive",
+        )
+    quantizer = find_quantizer(checkpoint, rounding, threads or os.cpu_count() or 1)
     settings = {
         "st": quantizer.step,
         "lambda": LAMBDA,
         "quantiser": "tcq" if quantizer.trellis else "ecsq",
         "effort": quantizer.passes,
-        "keep": list(keep),
+        "keep": list(rounding.keep),
     }
-
-    def choose(info: TensorInfo) -> Planner | None:
-        return quantizer if can_round(info) and not any(fnmatchcase(info.name, p) for p in keep) else None
-
-    return _encode(checkpoint, out, "small", settings, choose, preview, sinks, threads)
-
-
-def can_round(info: TensorInfo) -> bool:
-    """Whether the weights of a tensor may be rounded: a matrix of floats, not too narrow for scales."""
-    if info.dtype not in _FLOATS or len(info.shape) < 2:
-        return False
-    rows, columns, _ = coded_view(info.dtype, info.shape)
-    return min(rows, columns) >= _MIN_SIDE
+    return _encode(
+        checkpoint,
+        out,
+        "small",
+        settings,
+        lambda info: quantizer if rounding.applies(info) else None,
+        preview,
+        sinks,
+        threads,
+    )
 
 
 def _encode(
