@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hilm.errors import UnsupportedFormat
-from hilm.reel.distortion import Distortion
+from hilm.reel.distortion import Distortion, mean_error
 from hilm.reel.front import draw_front
 from hilm.reel.head import Coder
 from hilm.reel.layout import SLAB_ELEMENTS, chunk_lengths, coded_view, cut_slabs
@@ -28,7 +27,7 @@ from hilm.weights.content import ContentDigest, content_key
 from hilm.weights.dtypes import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from hilm.reel.layout import Slab
@@ -125,8 +124,8 @@ def encode_small(
     settings = {
         "st": quantizer.step,
         "lambda": LAMBDA,
-        "quantiser": "tcq" if quantizer.trellis else "ecsq",
-        "effort": quantizer.passes,
+        "quantiser": rounding.quantiser,
+        "effort": rounding.effort,
         "keep": list(rounding.keep),
     }
     return _encode(
@@ -179,17 +178,6 @@ def _encode(
             manifest["totals"]["nmse"] = nmse
         facts = writer.finish(manifest)
     return EncodeReport(facts, mode, weights, len(front["frames"]) if front else 0, digests, nmse or 0.0)
-
-
-def mean_error(tensors: Iterable[Tensor]) -> float | None:
-    """Mean NMSE of the rounded tensors, by their number of weights; None if there are none."""
-    rounded = [
-        (math.prod(t["shape"]), t["error"]["nmse"])
-        for t in tensors
-        if "error" in t and t.get("alias_of") is None
-    ]
-    total = sum(count for count, _ in rounded)
-    return sum(count * nmse for count, nmse in rounded) / total if total else None
 
 
 def new_manifest(mode: str, settings: dict[str, Any], front: Front | None) -> Manifest:
