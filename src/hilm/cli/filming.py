@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +13,6 @@ from hilm.cli.output import clean, count, facts, figure, seconds, size, table
 from hilm.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from hilm.cli.output import Document
 
 
@@ -26,11 +24,14 @@ POPULAR = (
 )
 """The models on the Hub that the guides are about."""
 
+FEW_BITS = 3
+
 
 @click.command(
     cls=options.Command,
     examples=(
         "hilm encode ./all-MiniLM-L6-v2",
+        "hilm encode ./all-MiniLM-L6-v2 --mode small --bits 4",
         "hilm encode ./bert-base ./roberta-base --max-params 30000",
         "hilm encode --models ./bert-base ./roberta-base --storage-dir experiment_1",
         "hilm encode ./my-bert --mode delta --base ./bert-base",
@@ -43,13 +44,15 @@ POPULAR = (
 )
 @click.option(
     "--mode",
-    type=click.Choice(["archive", "delta", "sample"]),
-    help="archive keeps every bit; delta keeps what differs from a base; sample films some parameters. "
+    type=click.Choice(["archive", "small", "delta", "sample"]),
+    help="archive keeps every bit; small rounds weights to 2 to 8 bits; delta keeps what a base lacks; "
+    "sample films some parameters. "
     "[default: sample with --max-params or --stream, else archive]",
 )
 @options.base("What a delta is taken from: a checkpoint, a reel, or a model in the store.")
 @options.selection
 @click.option("--stream", is_flag=True, help="A film of chunks, one frame each.")
+@options.rounding
 @click.option("--name", help="The model's name in the store. [default: the folder's]")
 @click.option("--no-preview", is_flag=True, help="Leave out the pictures a video player shows.")
 @click.option("--force", is_flag=True, help="Film again what is already in the store.")
@@ -76,6 +79,7 @@ def encode(
     revision: str | None,
     jobs: int | None,
     storage_dir: Path | None,
+    **rounding: Any,  # noqa: ANN401 - of options.rounding
 ) -> None:
     """Film checkpoints: one reel each, a video file that holds the weights and can prove it.
 
@@ -100,8 +104,13 @@ def encode(
             jobs=jobs,
             force=force,
             progress=progress,
+            **rounding,
         )
     output.settle(document, "models")
+    for reel in document["models"]:
+        if reel["mode"] == "small" and reel["bits_per_weight"] < FEW_BITS:
+            text = f"{reel['model']}: below {FEW_BITS} bits per weight its outputs change visibly"
+            output.note(f"{text} (cosine below .95 is likely)", label="warning", color="yellow")
     output.emit(document, encoded)
 
 
@@ -159,7 +168,7 @@ def decode(
     REEL is a file, or the name of a model in the store. Ends with exit code 3 if the weights are not the ones
     that were filmed.
     """
-    path = find_reel(reel, storage_dir, ("archive", "delta"))
+    path = find_reel(reel, storage_dir, "archive", "delta", "small")
     document = hilm.decode(path, out_dir, tensor=tensor, base=base, store=find_store(storage_dir))
     output.emit(document, decoded)
     if document["sha256_ok"] is False:
@@ -234,6 +243,6 @@ def find_store(storage_dir: Path | None) -> hilm.Store | None:
     return None if storage_dir is None else hilm.Store(storage_dir)
 
 
-def find_reel(reel: str, storage_dir: Path | None, mode: str | Collection[str] = ()) -> Path:
+def find_reel(reel: str, storage_dir: Path | None, *modes: str) -> Path:
     """Return the file REEL means: a path, or the name of a model in the store that has a reel."""
-    return Path(reel) if Path(reel).is_file() else hilm.Store(storage_dir).reel(reel, mode)
+    return Path(reel) if Path(reel).is_file() else hilm.Store(storage_dir).reel(reel, *modes)

@@ -11,9 +11,11 @@ from hilm.reel.kernel import kernel
 from hilm.reel.words import as_floats, word_view
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
-    from hilm.reel.schema import Error
+    from hilm.reel.schema import Error, Tensor
     from hilm.reel.words import Floats
     from hilm.weights.dtypes import DType
 
@@ -51,6 +53,17 @@ class Distortion:
             "max_abs": largest,
             "cosine": product / math.sqrt(power * kept) if kept else 0.0,
         }
+
+
+def mean_error(tensors: Iterable[Tensor]) -> float | None:
+    """Mean NMSE of the rounded tensors, by their number of weights; None if there are none."""
+    rounded = [
+        (math.prod(t["shape"]), t["error"]["nmse"])
+        for t in tensors
+        if "error" in t and t.get("alias_of") is None
+    ]
+    total = sum(count for count, _ in rounded)
+    return sum(count * nmse for count, nmse in rounded) / total if total else None
 
 
 @kernel

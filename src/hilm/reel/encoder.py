@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hilm.reel.distortion import Distortion
+from hilm.errors import UnsupportedFormat
+from hilm.reel.distortion import Distortion, mean_error
 from hilm.reel.front import draw_front
 from hilm.reel.head import Coder
 from hilm.reel.layout import SLAB_ELEMENTS, chunk_lengths, coded_view, cut_slabs
 from hilm.reel.manifest import CODING, DELTA_CODERS, EXACT_CODERS, ROUNDING_CODERS, tensor_digest
-from hilm.reel.quantizer import LAMBDA, Quantizer
+from hilm.reel.quantizer import LAMBDA
+from hilm.reel.rate import find_quantizer
 from hilm.reel.records import RECORD, Kind
 from hilm.reel.sections import EMPTY_FRONT
 from hilm.reel.slab import encode_slab
@@ -27,11 +27,12 @@ from hilm.weights.content import ContentDigest, content_key
 from hilm.weights.dtypes import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from hilm.reel.layout import Slab
     from hilm.reel.plan import Planner
+    from hilm.reel.rate import Rounding
     from hilm.reel.schema import Front, Manifest, Pinned, Tensor
     from hilm.weights.blocks import Block
     from hilm.weights.checkpoint import Checkpoint
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     Choice = Callable[[TensorInfo], Planner | None]
 
 _CODERS = (*ROUNDING_CODERS, *DELTA_CODERS, *EXACT_CODERS)
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-_MIN_SIDE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +93,8 @@ def encode_archive(
 def encode_small(
     checkpoint: Checkpoint,
     out: Path,
-    quantizer: Quantizer,
+    rounding: Rounding,
     *,
-    keep: Sequence[str] = (),
     preview: bool = True,
     sinks: Sequence[Callable[[Block], None]] = (),
     threads: int | None = None,
@@ -108,36 +106,40 @@ def encode_small(
     Args:
         checkpoint: An open checkpoint.
         out: Name of the reel.
-        quantizer: How weights are rounded.
-        keep: Patterns of names, as a shell's; tensors that match one are not rounded.
+        rounding: How many bits or how much error, and what is kept.
         preview: As of `encode_archive`.
         sinks: As of `encode_archive`.
         threads: As of `encode_archive`.
 
     Raises:
+        EmptySelection: There is nothing to round.
+        UnsupportedFormat: The files are PyTorch's.
         StorageError: The reel cannot be written; nothing appears under its name.
         SourceChanged: A file changed while it was read.
     """
+    if checkpoint.format == "torch":
+        raise UnsupportedFormat(
+            f"{checkpoint.name}: PyTorch files keep checksums of their values, which rounding would break",
+            hint="save the model as safetensors, or use --mode archive",
+        )
+    quantizer = find_quantizer(checkpoint, rounding, threads or os.cpu_count() or 1)
     settings = {
         "st": quantizer.step,
         "lambda": LAMBDA,
-        "quantiser": "tcq" if quantizer.trellis else "ecsq",
-        "effort": quantizer.passes,
-        "keep": list(keep),
+        "quantiser": rounding.quantiser,
+        "effort": rounding.effort,
+        "keep": list(rounding.keep),
     }
-
-    def choose(info: TensorInfo) -> Planner | None:
-        return quantizer if can_round(info) and not any(fnmatchcase(info.name, p) for p in keep) else None
-
-    return write_reel(checkpoint, out, "small", settings, choose, preview, sinks, threads)
-
-
-def can_round(info: TensorInfo) -> bool:
-    """Whether the weights of a tensor may be rounded: a matrix of floats, not too narrow for scales."""
-    if info.dtype not in _FLOATS or len(info.shape) < 2:
-        return False
-    rows, columns, _ = coded_view(info.dtype, info.shape)
-    return min(rows, columns) >= _MIN_SIDE
+    return write_reel(
+        checkpoint,
+        out,
+        "small",
+        settings,
+        lambda info: quantizer if rounding.applies(info) else None,
+        preview,
+        sinks,
+        threads,
+    )
 
 
 def write_reel(
@@ -192,17 +194,6 @@ def write_reel(
             manifest["totals"]["nmse"] = nmse
         facts = writer.finish(manifest)
     return EncodeReport(facts, mode, weights, len(front["frames"]) if front else 0, digests, nmse or 0.0)
-
-
-def mean_error(tensors: Iterable[Tensor]) -> float | None:
-    """Mean NMSE of the rounded tensors, by their number of weights; None if there are none."""
-    rounded = [
-        (math.prod(t["shape"]), t["error"]["nmse"])
-        for t in tensors
-        if "error" in t and t.get("alias_of") is None
-    ]
-    total = sum(count for count, _ in rounded)
-    return sum(count * nmse for count, nmse in rounded) / total if total else None
 
 
 def new_manifest(mode: str, settings: dict[str, Any], front: Front | None) -> Manifest:

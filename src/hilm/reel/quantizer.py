@@ -64,7 +64,7 @@ class Quantizer:
 
     def __call__(self, words: Words, view: WordView, threads: int) -> Plan | None:
         """Plan the coding of a slab of floats; None if a value is not finite, or becomes so."""
-        scale, largest = _measure(words, view)
+        scale, largest = measure(words, view)
         step = self.step * scale
         if not 0 < step / PARTS < math.inf:
             return None
@@ -202,7 +202,7 @@ def _weights(head: SlabHead, indices: NDArray[np.signedinteger], ids: NDArray[np
     return as_words(values, head.view)
 
 
-def _measure(words: Words, view: WordView) -> tuple[float, float]:
+def measure(words: Words, view: WordView) -> tuple[float, float]:
     """Root mean square and largest magnitude; squares are added row by row, rows in order."""
     rows, largest = np.zeros(view.rows), 0.0
     for start, stop in view.ranges():

@@ -119,7 +119,7 @@ def _entry(result: Result, reel: ReelFacts, values: int, frames: int, *, models:
         "bytes": reel.size // models,
         "values": values,
         "bits_per_value": reel.bits_per_weight,
-        "nmse": 0.0,
+        "nmse": result.archive.nmse if result.archive else 0.0,
         "manifest_sha256": bytes.fromhex(reel.manifest_sha256),
-        "lossless": True,
+        "lossless": result.job.mode != "small",
     }
