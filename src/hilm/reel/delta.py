@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hilm.errors import ChecksumMismatch
-from hilm.reel.delta_model import ACTIVITIES, DRIFTS, DeltaModel, count_contexts, delta_flags, drift_places
+from hilm.reel.delta_model import (
+    ACTIVITIES,
+    DRIFTS,
+    EXPONENTS,
+    DeltaModel,
+    count_contexts,
+    delta_flags,
+    drift_places,
+)
 from hilm.reel.entropy import decode_stream, decoder_entries, encode_stream, encoder_steps
 from hilm.reel.head import Coder, SlabHead
 from hilm.reel.kernel import kernel
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
 
 _DRIFT_WORDS = 1 << 18  # of the quietest rows, from which the table is made
 _LARGEST_DRIFT = 1 << 30  # so that nothing is too large for a token
+_MIN_CONTEXT = 2048  # words of the smallest values, which share a context: it must pay for its tables
 _DRIFT_GAIN = 8192  # bits it must save among them
 
 
@@ -89,20 +98,23 @@ def delta_decoder(head: SlabHead) -> ChunkDecoder:
 
 def _measure(words: Words, base: Words, view: WordView) -> DeltaModel | None:
     """Find what is to be expected of a slab; None if a difference is too large for a token."""
-    sums = np.zeros(view.rows, np.int64)
-    largest = 0
+    sums, floats = np.zeros(view.rows, np.int64), view.kind == "float"
+    exponents = np.zeros(1 << 8 * view.word.itemsize - 1 - view.mantissa if floats else 1, np.int64)
     for start, stop in view.ranges():
         values = _subtract(words[start:stop], base[start:stop], view)
         if values.max() >= LIMIT or values.min() <= -LIMIT:
             return None
         _add_lengths(values, start, view.columns, sums)
-        largest = max(largest, int((base[start:stop] & ~_top(base)).max()))
-    if view.kind != "float":
+        if floats:
+            places = (base[start:stop] & ~_top(base)) >> base.dtype.type(view.mantissa)
+            exponents += np.bincount(places.astype(np.int64), minlength=exponents.size)
+    if not floats:
         return DeltaModel()
+    lowest = np.searchsorted(exponents.cumsum(), min(_MIN_CONTEXT, view.size))
     must, may = delta_flags(view)
     activity = _activity(sums, view) if must else np.zeros(0, np.int8)
     drift = _drift(words, base, view, sums) if may else np.zeros(0, np.int64)
-    return DeltaModel(largest >> view.mantissa, activity, drift)
+    return DeltaModel(int(lowest) + EXPONENTS - 1, activity, drift)
 
 
 def _activity(sums: NDArray[np.int64], view: WordView) -> NDArray[np.int8]:
