@@ -94,3 +94,14 @@ def test_an_indexed_model_has_no_reel(hilm, house):
     hilm("index", "base", "--name", "kept")
     ran = hilm("decode", "kept", "out")
     assert ran.code == 2
+
+
+def test_rounding_to_few_bits_is_warned_of(hilm, house):
+    ran = hilm("encode", "base", "--mode", "small", "--bits", "2", "--keep", "*word*", "--json")
+    assert (ran.code, ran.document["models"][0]["mode"]) == (0, "small")
+    few = ran.document["models"][0]["bits_per_weight"] < 3
+    assert ("warning" in ran.err) == few
+    assert hilm("encode", "base", "--mode", "small", "--bits", "9").code == 2
+    assert hilm("encode", "base", "--bits", "4").code == 2
+    back = hilm("decode", "base", "out")
+    assert "rounded, NMSE" in back.out

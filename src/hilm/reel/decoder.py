@@ -14,6 +14,7 @@ import numpy as np
 from hilm.errors import ChecksumMismatch, NotAReel, StorageError, UsageError
 from hilm.reel.container import ReelFile
 from hilm.reel.layout import coded_view
+from hilm.reel.manifest import ROUNDING_CODERS
 from hilm.reel.records import count_sample_records
 from hilm.reel.slab import decode_slab
 from hilm.weights.dtypes import DTYPES, decode
@@ -60,7 +61,7 @@ class Reel:
 
     @property
     def mode(self) -> str:
-        """``archive`` or ``sample``."""
+        """``archive``, ``small`` or ``sample``."""
         return self.file.manifest["mode"]
 
     @property
@@ -111,7 +112,15 @@ class Reel:
         for begin, end, first, count in entry["slabs"]:
             rows, width = (1, end - begin) if "unit" in entry else (end - begin, columns)
             head, *chunks = self.file.records(first, count)
-            words = decode_slab(head, chunks, dtype, rows, width, threads=self._threads)
+            words = decode_slab(
+                head,
+                chunks,
+                dtype,
+                rows,
+                width,
+                rounded=entry["coder"] in ROUNDING_CODERS,
+                threads=self._threads,
+            )
             digest.update(words.data)
             yield words
         if digest.hexdigest() != entry["sha256"]:
@@ -138,10 +147,10 @@ class Reel:
 
 
 def decode_files(reel: Reel, out: Path, tick: Callable[[str], None] = lambda _: None) -> list[str]:
-    """Rebuild the original files of an archive in a new folder, byte for byte.
+    """Rebuild the files a reel was made from in a new folder, byte for byte but for rounded weights.
 
     Args:
-        reel: An open reel of mode ``archive``.
+        reel: An open reel, not of samples.
         out: The folder; it appears complete or not at all.
         tick: Called with the name of every file that is done.
 

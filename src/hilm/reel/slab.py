@@ -12,7 +12,7 @@ import numpy as np
 
 from hilm.errors import ChecksumMismatch
 from hilm.reel.archive import symbol_decoder, symbol_encoder
-from hilm.reel.head import Coder, SlabHead, pack_head, parse_head
+from hilm.reel.head import ROUNDING, Coder, SlabHead, pack_head, parse_head
 from hilm.reel.quantizer import scalar_decoder, trellis_decoder
 from hilm.reel.threads import in_threads
 from hilm.reel.words import word_view
@@ -91,9 +91,25 @@ def _carry_out(plan: Plan, threads: int) -> EncodedSlab:
 
 
 def decode_slab(
-    head: bytes, chunks: Sequence[bytes], dtype: DType, rows: int, columns: int, *, threads: int = 1
+    head: bytes,
+    chunks: Sequence[bytes],
+    dtype: DType,
+    rows: int,
+    columns: int,
+    *,
+    rounded: bool = False,
+    threads: int = 1,
 ) -> NDArray[np.uint8]:
     """Undo `encode_slab`: the stored bytes of the slab.
+
+    Args:
+        head: Of the coded slab.
+        chunks: Of the coded slab.
+        dtype: Element type.
+        rows: R.
+        columns: C.
+        rounded: Whether the slab may hold rounded weights.
+        threads: Chunks decoded at a time.
 
     Raises:
         ChecksumMismatch: Head or chunks are malformed, or do not belong to a slab of this shape and type.
@@ -101,6 +117,8 @@ def decode_slab(
     """
     view = word_view(dtype, rows, columns)
     parsed, ranges = parse_head(head, view), view.ranges()
+    if parsed.coder in ROUNDING and not rounded:
+        raise ChecksumMismatch("rounded weights where every bit was to be kept")
     if len(chunks) != (0 if parsed.coder == Coder.CONST else len(ranges)):
         raise ChecksumMismatch(f"slab of {view.size} words has {len(chunks)} chunks")
     decode = _DECODERS[parsed.coder](parsed)
