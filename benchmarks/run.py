@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("startup", "streaming", "archive", "delta", "fingerprint", "units", "search", "sampling", "demo")
+BENCHMARKS = (
+    "startup", "streaming", "archive", "delta", "fingerprint", "units", "search", "sampling", "demo"
+)  # fmt: skip
 
 
 def claim(name: str) -> str:

@@ -212,6 +212,32 @@ def test_front():
         assert refused(manifest_of(tensor_of(), front=front_of(**change))) == "front"
 
 
+def test_another_trellis_is_refused():
+    other = [*CODING["next"][:7], [6, 7]]
+    assert refused(manifest_of(coding=CODING | {"next": other})) == "coding"
+
+
+ERROR = {"nmse": 0.01, "max_abs": 0.5, "cosine": 0.99}
+
+
+def test_rounded_tensors_have_two_digests_and_an_error():
+    rounded = tensor_of(coder="tcq", sha256_source=ZEROS, error=ERROR)
+    manifest = check_manifest(manifest_of(rounded, tensor_of("v", slabs=[], shape=(0,)), mode="small"))
+    assert manifest["tensors"][0]["error"] == ERROR
+    lossless = tensor_of(coder="ecsq")
+    check_manifest(manifest_of(lossless, mode="small"))
+    for bad, code in (
+        (rounded | {"coder": "symbols"}, "digest"),
+        (lossless | {"sha256_source": ZEROS}, "error"),
+        (lossless | {"error": ERROR}, "error"),
+        (rounded | {"error": {"nmse": 0.01}}, "type"),
+        (rounded | {"error": ERROR | {"nmse": -1.0}}, "type"),
+        (rounded | {"coder": "vq"}, "coder"),
+    ):
+        assert refused(manifest_of(bad, mode="small")) == code
+    assert refused(manifest_of(rounded)) == "coder"
+
+
 @pytest.mark.parametrize("key", ["chunk_elements", "prob_bits", "lanes", "slab_elements"])
 def test_other_coding_constants_are_refused(key):
     assert refused(manifest_of(coding=CODING | {key: CODING[key] + 1})) == "coding"

@@ -187,6 +187,7 @@ def decoded(document: Document) -> str:
             "written to": clean(str(document["out"])),
             "tensors": count(amount(document["tensors"])),
             "proof": proof[document["sha256_ok"]],
+            **({"weights": f"rounded, NMSE {figure(document['nmse'])}"} if document.get("nmse") else {}),
         }
     )
 

@@ -15,6 +15,7 @@ from hilm.errors import ChecksumMismatch, NotAReel, StorageError, UsageError
 from hilm.reel.container import ReelFile
 from hilm.reel.delta_base import BaseTensor
 from hilm.reel.layout import coded_view
+from hilm.reel.manifest import ROUNDING_CODERS
 from hilm.reel.records import count_sample_records
 from hilm.reel.slab import decode_slab
 from hilm.weights.dtypes import DTYPES, decode
@@ -64,7 +65,7 @@ class Reel:
 
     @property
     def mode(self) -> str:
-        """``archive``, ``delta`` or ``sample``."""
+        """``archive``, ``small``, ``delta`` or ``sample``."""
         return self.file.manifest["mode"]
 
     @property
@@ -158,12 +159,15 @@ class Reel:
 
     def _decode(self, entry: Tensor, base: BaseTensor | None) -> Iterator[NDArray[np.uint8]]:
         dtype, digest = DTYPES[entry["dtype"]], hashlib.sha256()
+        rounded = entry["coder"] in ROUNDING_CODERS
         _, columns, word = coded_view(entry["dtype"], entry["shape"])
         for begin, end, first, count in entry["slabs"]:
             rows, width = (1, end - begin) if "unit" in entry else (end - begin, columns)
             head, *chunks = self.file.records(first, count)
             old = base.take(rows * width * word) if base else None
-            words = decode_slab(head, chunks, dtype, rows, width, base=old, threads=self._threads)
+            words = decode_slab(
+                head, chunks, dtype, rows, width, base=old, rounded=rounded, threads=self._threads
+            )
             digest.update(words.data)
             yield words
         if digest.hexdigest() != entry["sha256"]:
@@ -190,10 +194,10 @@ class Reel:
 
 
 def decode_files(reel: Reel, out: Path, tick: Callable[[str], None] = lambda _: None) -> list[str]:
-    """Rebuild the original files of a reel in a new folder, byte for byte.
+    """Rebuild the files a reel was made from in a new folder, byte for byte but for rounded weights.
 
     Args:
-        reel: An open reel of mode ``archive``, or of mode ``delta`` on its base.
+        reel: An open reel, not of samples; a delta stands on its base.
         out: The folder; it appears complete or not at all.
         tick: Called with the name of every file that is done.
 

@@ -152,7 +152,7 @@ def _nests(value: object) -> bool:
 
 def _check_mode(manifest: Manifest) -> None:
     coding = manifest["coding"]
-    fixed = all(coding[key] == CODING[key] for key in ("chunk_elements", "prob_bits", "lanes"))
+    fixed = all(coding[key] == CODING[key] for key in ("chunk_elements", "prob_bits", "lanes", "next"))
     require(
         fixed and 0 < coding["slab_elements"] <= SLAB_ELEMENTS, "coding", f"cannot decode {coding!r:.200}"
     )

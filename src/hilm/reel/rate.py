@@ -191,5 +191,5 @@ def _pieces(
                 piece.size // columns,
                 columns,
                 scale / part,
-                height / rows,
+                min(height / rows, 1),
             )

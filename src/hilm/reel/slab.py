@@ -13,7 +13,7 @@ import numpy as np
 from hilm.errors import ChecksumMismatch
 from hilm.reel.archive import symbol_decoder, symbol_encoder
 from hilm.reel.delta import delta_decoder
-from hilm.reel.head import DIFFERENCES, Coder, SlabHead, pack_head, parse_head
+from hilm.reel.head import DIFFERENCES, ROUNDING, Coder, SlabHead, pack_head, parse_head
 from hilm.reel.quantizer import scalar_decoder, trellis_decoder
 from hilm.reel.threads import in_threads
 from hilm.reel.words import word_view
@@ -110,17 +110,19 @@ def decode_slab(
     columns: int,
     *,
     base: NDArray[np.uint8] | None = None,
+    rounded: bool = False,
     threads: int = 1,
 ) -> NDArray[np.uint8]:
     """Undo `encode_slab`: the stored bytes of the slab.
 
     Args:
-        head: Its head.
-        chunks: Its chunks.
+        head: Of the coded slab.
+        chunks: Of the coded slab.
         dtype: Element type.
         rows: R.
-        columns: C, in words.
+        columns: C.
         base: Stored bytes of the base's slab, contiguous; they are overwritten.
+        rounded: Whether the slab may hold rounded weights.
         threads: Chunks decoded at a time.
 
     Raises:
@@ -131,6 +133,8 @@ def decode_slab(
     parsed, ranges = parse_head(head, view), view.ranges()
     if parsed.coder in DIFFERENCES and base is None:
         raise ChecksumMismatch("slab of differences in a tensor that has no base")
+    if parsed.coder in ROUNDING and not rounded:
+        raise ChecksumMismatch("rounded weights where every bit was to be kept")
     if len(chunks) != (0 if parsed.coder in _CHUNKLESS else len(ranges)):
         raise ChecksumMismatch(f"slab of {view.size} words has {len(chunks)} chunks")
     decode = _DECODERS[parsed.coder](parsed)

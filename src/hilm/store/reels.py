@@ -36,7 +36,7 @@ def decode(
     base: str | PathLike[str] | None = None,
     store: Store | None = None,
 ) -> dict[str, Any]:
-    """Rebuild the files a reel was made from, or one tensor of them.
+    """Rebuild the files a reel was made from, or one tensor of them; rounded weights stay rounded.
 
     Args:
         reel: A reel of whole tensors.
@@ -47,7 +47,8 @@ def decode(
         store: Where to look; the default store when None.
 
     Returns:
-        ``out`` (folder or file), ``tensors`` (how many), ``files``, ``sha256_ok``.
+        ``out`` (folder or file), ``tensors`` (how many), ``files``, ``sha256_ok``, and ``nmse``, the error of
+        rounded weights as it was measured when they were encoded.
 
     Raises:
         NotAReel: The file is something else.
@@ -58,9 +59,15 @@ def decode(
     with open_reel(reel, base, store) as opened:
         if tensor is None:
             files = decode_files(opened, out)
-            return {"out": str(out), "tensors": len(opened.tensors), "files": files, "sha256_ok": True}
+            nmse = opened.file.manifest["totals"].get("nmse", 0.0)
+            return _describe(out, len(opened.tensors), files, nmse)
         path = _write_tensor(opened, tensor, out)
-        return {"out": str(path), "tensors": 1, "files": [path.name], "sha256_ok": True}
+        error = opened.tensors[tensor].get("error")
+        return _describe(path, 1, [path.name], error["nmse"] if error else 0.0)
+
+
+def _describe(out: Path, tensors: int, files: list[str], nmse: float) -> dict[str, Any]:
+    return {"out": str(out), "tensors": tensors, "files": files, "sha256_ok": True, "nmse": nmse}
 
 
 def _write_tensor(reel: Reel, name: str, folder: Path) -> Path:
@@ -112,7 +119,7 @@ def verify(
 
     Args:
         reel: A reel of any mode.
-        against: A checkpoint that every stored bit must agree with.
+        against: A checkpoint that every stored bit must agree with, and that rounded weights were made from.
         base: As of `decode`.
         store: As of `decode`.
         progress: Called with what was done, how much there is, and its name.
