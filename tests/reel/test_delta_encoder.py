@@ -218,3 +218,64 @@ def test_aliases_and_tensors_of_one_row_longer_than_a_chunk(tmp_path):
     delta(new, base, tmp_path / "d.mp4")
     decode(tmp_path / "d.mp4", base, tmp_path / "back")
     assert contents(tmp_path / "back") == contents(new)
+
+
+def learned(tensors, rng=None):
+    """The same after small steps of every weight, some rows aside."""
+    rng, new = rng or np.random.default_rng(8), {}
+    for name, values in tensors.items():
+        new[name] = values + np.float32(1e-3) * rng.standard_normal(values.shape, np.float32)
+        new[name][::3] = values[::3]
+    return new
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16", "F16"])
+def test_rounded_differences_lose_what_they_say(tmp_path, dtype):
+    def store(values):
+        return stored(values.astype(np.float16)) if dtype == "F16" else stored(values, dtype)
+
+    weights = {"w": bert_like()["embeddings.word_embeddings.weight"], "b": np.ones(64, np.float32)}
+    base = write_model(tmp_path / "base", {n: store(v) for n, v in weights.items()})
+    new = write_model(tmp_path / "new", {n: store(v) for n, v in learned(weights).items()})
+    lost = []
+    for bits in (4.0, 2.5, 1.5):
+        report = delta(new, base, tmp_path / f"{bits}.mp4", bits=bits)
+        with (
+            Reel.open(tmp_path / f"{bits}.mp4") as reel,
+            open_checkpoint(base) as old,
+            open_checkpoint(new) as model,
+        ):
+            reel.stand_on(CheckpointBase(old))
+            entry, found = reel.tensors["w"], reel.tensor("w")
+            before, truth = (c.array("w").astype(np.float64) for c in (old, model))
+            share = np.square(found - truth).sum() / np.square((truth - before).astype(np.float32)).sum(
+                dtype=float
+            )
+            assert reel.words("b").tobytes() == model.words("b").tobytes()
+        assert entry["coder"] == "tcq-delta"
+        assert entry["error"]["energy_lost"] == pytest.approx(share, rel=1e-6)
+        assert report.energy_lost == pytest.approx(share, rel=1e-6)
+        lost.append(report.energy_lost)
+    assert lost == sorted(lost)
+    assert lost[0] < 0.02 if dtype == "F32" else lost[0] < 0.6
+
+
+def test_losing_most_of_the_difference_needs_force(tmp_path):
+    weights = {"w": bert_like()["embeddings.word_embeddings.weight"]}
+    base, new = write_model(tmp_path / "base", weights), write_model(tmp_path / "new", learned(weights))
+    with pytest.raises(UsageError, match="energy"):
+        delta(new, base, tmp_path / "d.mp4", bits=0.5)
+    assert not (tmp_path / "d.mp4").exists()
+    assert delta(new, base, tmp_path / "d.mp4", bits=0.5, force=True).energy_lost > 0.5
+    with pytest.raises(UsageError, match="9 bits"):
+        delta(new, base, tmp_path / "e.mp4", bits=9)
+
+
+def test_values_that_are_not_finite_are_kept_exactly(tmp_path):
+    weights = {"w": bert_like()["embeddings.word_embeddings.weight"]}
+    changed = learned(weights)
+    changed["w"][3, 4] = np.nan
+    base, new = write_model(tmp_path / "base", weights), write_model(tmp_path / "new", changed)
+    delta(new, base, tmp_path / "d.mp4", bits=2.5)
+    decode(tmp_path / "d.mp4", base, tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(new)

@@ -147,3 +147,26 @@ def test_what_cannot_be_a_base(house, store, tmp_path):
 def test_unpaired_tensors_are_listed(house, store, tmp_path):
     model = write_model(tmp_path / "new", tuned(tiny(1)) | {"head": np.arange(40, dtype=np.float32)})
     assert encode(store, model, house / "base")["unpaired"] == ["head"]
+
+
+def test_rounded_differences_are_no_base_and_know_what_they_lost(house, store, tmp_path):
+    entry = encode(store, house / "tuned", house / "base", lossy=True)
+    assert 0 < entry["energy_lost"] < 0.1
+    assert entry["nmse"] > 0
+    assert encode(store, house / "tuned", house / "base", bits=4.0)["energy_lost"] < entry["energy_lost"]
+    assert [row["lossless"] for row in rows(store, "reels")] == [False, False]
+    reel = store.reel("tuned")
+    assert verify(reel, against=house / "tuned", store=store)["ok"]
+    with pytest.raises(UsageError, match="every bit"):
+        settle_base(store, reel)
+    decode(reel, tmp_path / "out", store=store)
+    with open_checkpoint(tmp_path / "out") as back, open_checkpoint(house / "tuned") as model:
+        assert np.allclose(back.array(NAME), model.array(NAME), atol=1e-3)
+    refused = store.encode([house / "tuned"], mode="delta", base=house / "base", bits=0.5, preview=False)
+    assert "energy" in refused["failed"][0]["message"]
+    for options in (
+        {"mode": "archive", "lossy": True},
+        {"mode": "delta", "base": house / "base", "like": "nf4"},
+    ):
+        with pytest.raises(UsageError, match="takes no"):
+            store.encode([house / "tuned"], **options)

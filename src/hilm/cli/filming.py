@@ -13,6 +13,8 @@ from hilm.cli.output import clean, count, facts, figure, seconds, size, table
 from hilm.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hilm.cli.output import Document
 
 
@@ -53,6 +55,7 @@ FEW_BITS = 3
 @options.selection
 @click.option("--stream", is_flag=True, help="A film of chunks, one frame each.")
 @options.rounding
+@click.option("--lossy", is_flag=True, help="Round the differences of a delta, to 2.5 bits or --bits.")
 @click.option("--name", help="The model's name in the store. [default: the folder's]")
 @click.option("--no-preview", is_flag=True, help="Leave out the pictures a video player shows.")
 @click.option("--force", is_flag=True, help="Film again what is already in the store.")
@@ -78,6 +81,7 @@ def encode(
     download_popular: bool,
     revision: str | None,
     jobs: int | None,
+    lossy: bool,
     storage_dir: Path | None,
     **rounding: Any,  # noqa: ANN401 - of options.rounding
 ) -> None:
@@ -94,6 +98,7 @@ def encode(
             [*named, *popular],
             mode=mode or ("delta" if base else "sample" if max_params or stream else "archive"),
             base=base,
+            lossy=lossy,
             max_params=max_params,
             stream=stream,
             chunk_size=chunk_size,
@@ -111,7 +116,17 @@ def encode(
         if reel["mode"] == "small" and reel["bits_per_weight"] < FEW_BITS:
             text = f"{reel['model']}: below {FEW_BITS} bits per weight its outputs change visibly"
             output.note(f"{text} (cosine below .95 is likely)", label="warning", color="yellow")
+        for text in _delta_notes(reel):
+            output.note(f"{reel['model']}: {text}")
     output.emit(document, encoded)
+
+
+def _delta_notes(reel: Document) -> Iterator[str]:
+    """Say what the table of a delta leaves out."""
+    if reel.get("unpaired"):
+        yield f"not in the base, archived: {', '.join(map(clean, reel['unpaired']))}"
+    if reel.get("energy_lost"):
+        yield f"rounding lost {reel['energy_lost']:.2%} of the energy of the difference"
 
 
 def encoded(document: Document) -> str:

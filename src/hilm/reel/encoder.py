@@ -55,6 +55,7 @@ class EncodeReport:
         file_digests: SHA-256 of every weight file of the source, in the order of the checkpoint's files.
         nmse: Mean normalised squared error of the rounded tensors; 0 if there are none.
         unpaired: Tensors of a delta that the base does not have.
+        energy_lost: Share of the energy of the differences that rounding them lost.
     """
 
     reel: ReelFacts
@@ -64,6 +65,7 @@ class EncodeReport:
     file_digests: tuple[bytes, ...] = ()
     nmse: float = 0.0
     unpaired: tuple[str, ...] = ()
+    energy_lost: float = 0.0
 
 
 def encode_archive(
@@ -293,7 +295,9 @@ class _SlabSink:
             self._writer.add_record(Kind.DATA, chunk, elements)
         records = 1 + len(coded.chunks)
         entry["slabs"].append([slab.begin, slab.end, first, records])
-        entry["coder"] = min(entry["coder"], Coder(coded.head[0]).name.lower(), key=_CODERS.index)
+        entry["coder"] = min(
+            entry["coder"], Coder(coded.head[0]).name.lower().replace("_", "-"), key=_CODERS.index
+        )
         entry["bits"] += 8 * (coded.nbytes + records * RECORD.itemsize)
         back = words if coded.decoded is None else coded.decoded
         self._sha256.update(back.data)

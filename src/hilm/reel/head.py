@@ -39,15 +39,16 @@ class Coder(IntEnum):
     ECSQ = 4
     WORDDIFF = 5
     SAME = 6
+    TCQ_DELTA = 7
 
 
-TABLES: Final = {Coder.SYMBOLS: 1, Coder.TCQ: 2, Coder.ECSQ: 1, Coder.WORDDIFF: 1}
+TABLES: Final = {Coder.SYMBOLS: 1, Coder.TCQ: 2, Coder.ECSQ: 1, Coder.WORDDIFF: 1, Coder.TCQ_DELTA: 2}
 """Frequency tables per scale class, of differences per context; other coders have none."""
 
-DIFFERENCES: Final = frozenset({Coder.WORDDIFF, Coder.SAME})
+DIFFERENCES: Final = frozenset({Coder.WORDDIFF, Coder.SAME, Coder.TCQ_DELTA})
 """Coders that need the words of a base."""
 
-ROUNDING: Final = frozenset({Coder.TCQ, Coder.ECSQ})
+ROUNDING: Final = frozenset({Coder.TCQ, Coder.ECSQ, Coder.TCQ_DELTA})
 """Coders that do not give back every bit."""
 
 
@@ -186,7 +187,7 @@ def _check_step(fixed: _Fixed, coder: Coder, stored: bytes) -> None:
     """Rounded weights have a step, and as many reconstruction points as quantisers."""
     if coder in ROUNDING:
         _require(0 < fixed.step < math.inf, f"has a step of {fixed.step}")
-        _require(coder == Coder.TCQ or not any(fixed.bias[3:]), "has points of a second quantiser")
+        _require(TABLES[coder] > 1 or not any(fixed.bias[3:]), "has points of a second quantiser")
     else:
         _require(not any(stored), "uses a field of another coder")
 

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 MANIFEST_LIMIT: Final = 256 << 20
 
-ROUNDING_CODERS: Final = ("tcq", "ecsq")
+ROUNDING_CODERS: Final = ("tcq", "ecsq", "tcq-delta")
 MAX_DEPTH: Final = 8
 """Deltas that may stand on each other."""
 
-DELTA_CODERS: Final = ("worddiff", "same")
+DELTA_CODERS: Final = ("tcq-delta", "worddiff", "same")
 EXACT_CODERS: Final = ("symbols", "const", "raw")
 """Coders of slabs; a tensor is filed under the first that any of its slabs uses."""
 
 _MODES = ("archive", "small", "delta", "sample")
 _CODERS = {
     "archive": EXACT_CODERS,
-    "small": (*ROUNDING_CODERS, *EXACT_CODERS),
+    "small": ("tcq", "ecsq", *EXACT_CODERS),
     "delta": (*DELTA_CODERS, *EXACT_CODERS),
 }
 _MAX_NESTING = 16

@@ -102,19 +102,24 @@ class Front(TypedDict):
 
 
 class Error(TypedDict):
-    """How far the weights of a tensor lie from the source's; ``max_abs`` in weight units."""
+    """How far the weights of a tensor lie from the source's; ``max_abs`` in weight units.
+
+    ``energy_lost`` is the share of the energy of a rounded difference.
+    """
 
     nmse: float
     max_abs: float
     cosine: float
+    energy_lost: NotRequired[float]
 
 
 class Tensor(TypedDict):
     """One tensor. Slabs are [begin, end, first record, records], in rows of the view or in elements.
 
-    ``coder`` is the first of ``tcq``, ``ecsq``, ``worddiff``, ``same``, ``symbols``, ``const``, ``raw`` that
-    any slab uses; ``raw`` without slabs. ``sha256`` is that of the decoded bytes; where they are not the
-    source's, ``sha256_source`` is that of the source, and ``error`` says how they differ.
+    ``coder`` is the first of ``tcq``, ``ecsq``, ``tcq-delta``, ``worddiff``, ``same``, ``symbols``,
+    ``const``, ``raw`` that any slab uses; ``raw`` without slabs. ``sha256`` is that of the decoded bytes;
+    where they are not the source's, ``sha256_source`` is that of the source, and ``error`` says how they
+    differ.
     """
 
     name: str

@@ -13,6 +13,7 @@ import numpy as np
 from hilm.errors import ChecksumMismatch
 from hilm.reel.archive import symbol_decoder, symbol_encoder
 from hilm.reel.delta import delta_decoder
+from hilm.reel.delta_rounding import rounded_delta_decoder
 from hilm.reel.head import DIFFERENCES, ROUNDING, Coder, SlabHead, pack_head, parse_head
 from hilm.reel.quantizer import scalar_decoder, trellis_decoder
 from hilm.reel.threads import in_threads
@@ -200,4 +201,5 @@ _DECODERS: Mapping[Coder, Callable[[SlabHead], ChunkDecoder]] = {
     Coder.ECSQ: scalar_decoder,
     Coder.WORDDIFF: delta_decoder,
     Coder.SAME: _same_decoder,
+    Coder.TCQ_DELTA: rounded_delta_decoder,
 }

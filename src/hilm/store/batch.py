@@ -63,8 +63,9 @@ def commit(plan: Plan, run: bytes, results: Sequence[Result]) -> dict[str, dict[
 
 def _describe(result: Result, entry: Row | None, reels: Path) -> dict[str, Any]:
     facts = describe_entry(entry, reels, result.model) if entry else {"model": result.job.name}
-    unpaired = {"unpaired": list(result.archive.unpaired)} if result.archive and result.job.base else {}
-    return facts | unpaired | {"seconds": result.seconds}
+    if result.archive is not None and result.job.base:
+        facts |= {"unpaired": list(result.archive.unpaired), "energy_lost": result.archive.energy_lost}
+    return facts | {"seconds": result.seconds}
 
 
 def _keep_names_apart(plan: Plan, results: Sequence[Result]) -> list[Result]:
@@ -121,5 +122,5 @@ def _entry(result: Result, reel: ReelFacts, values: int, frames: int, *, models:
         "bits_per_value": reel.bits_per_weight,
         "nmse": result.archive.nmse if result.archive else 0.0,
         "manifest_sha256": bytes.fromhex(reel.manifest_sha256),
-        "lossless": result.job.mode != "small",
+        "lossless": result.job.mode != "small" and result.job.bits is None,
     }

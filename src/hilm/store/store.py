@@ -92,6 +92,7 @@ class Store:
         *,
         mode: str = "archive",
         base: str | PathLike[str] | None = None,
+        lossy: bool = False,
         max_params: int | None = None,
         stream: bool = False,
         chunk_size: int | None = None,
@@ -117,12 +118,13 @@ class Store:
                 what differs from a base, bit for bit; ``sample`` keeps some values, one frame per model.
             base: What a delta is taken from: a checkpoint, which is indexed too, a reel, or the name of a
                 model in the store.
+            lossy: Round the differences of a delta, to 2.5 bits unless ``bits`` says otherwise.
             max_params: Values of a sample, spread over all tensors.
             stream: One frame per chunk instead.
             chunk_size: Values of such a chunk.
             layers: Layer types to sample.
             exclude_layers: Layer types to leave out of the sample.
-            bits: Bits per rounded weight, 1.5 to 8.
+            bits: Bits per rounded weight, 1.5 to 8; of a difference, from 0.5.
             error: Normalised mean squared error to aim at instead.
             like: A format whose error to aim at instead: ``q4_k`` (the default), ``q5_k``, ``q6_k``,
                 ``q8_0``, ``nf4`` or ``int4``.
@@ -137,7 +139,7 @@ class Store:
 
         Returns:
             ``models``: per model its reel, mode, parameters, bits_per_weight, bytes, nmse, seconds,
-            and of a delta the tensors that are ``unpaired``;
+            and of a delta the tensors that are ``unpaired`` and the share of ``energy_lost``;
             ``failed``: per failure the model, message, hint and exit_code.
 
         Raises:
@@ -149,6 +151,7 @@ class Store:
         sampling = {"limit": max_params, "layers": layers, "exclude_layers": exclude_layers}
         rounding = {
             "bits": bits,
+            "lossy": lossy or None,
             "error": error,
             "like": like,
             "quantiser": quantiser,
@@ -159,7 +162,7 @@ class Store:
         if base is not None:
             from hilm.store.bases import settle_base  # noqa: PLC0415 - only deltas need it
 
-            options |= settle_base(self, base)
+            options |= settle_base(self, base) | {"force": force}
         intake = self._intake(mode, options, force=force, progress=progress)
         intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
         return {"models": [*intake.plan.skipped.values(), *intake.done.values()], "failed": intake.failed}
@@ -363,14 +366,17 @@ def _job_options(
     if mode not in _MODES:
         raise UsageError(f"there is no mode {mode!r}", hint=f"modes: {', '.join(_MODES)}")
     asked = {key: value for key, value in rounding.items() if value is not None}
-    if asked and mode != "small":
-        raise UsageError(f"mode {mode} rounds nothing: it takes no bits or errors", hint="--mode small")
+    known = {"small": rounding.keys() - {"lossy"}, "delta": {"bits", "lossy"}}.get(mode, set())
+    if unknown := asked.keys() - known:
+        raise UsageError(f"mode {mode} takes no {min(unknown)}", hint="--mode small rounds weights")
     if mode != "sample":
         if stream or chunk_size or any(sampling.values()):
             raise UsageError(
                 f"mode {mode} keeps all weights: it takes no sampling options", hint="--mode sample"
             )
-        if mode != "small":
+        if mode == "delta":
+            return {"bits": asked.get("bits", 2.5 if asked else None)}
+        if mode == "archive":
             return {}
         from hilm.reel.rate import Rounding  # noqa: PLC0415 - other modes need no quantiser
 

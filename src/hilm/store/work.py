@@ -59,6 +59,8 @@ class Job:
         rounding: For ``small``, how weights are rounded.
         base: For a delta, where its base is, as ``hilm.store.bases.find_base`` says.
         base_key: Content key of the base, 32 bytes.
+        bits: For a delta, to how many bits per weight differences are rounded; None keeps every bit.
+        force: Write a delta whatever rounding loses.
         threads: Threads this job may use.
     """
 
@@ -74,6 +76,8 @@ class Job:
     rounding: Rounding | None = None
     base: tuple[str, ...] = ()
     base_key: bytes = b""
+    bits: float | None = None
+    force: bool = False
     threads: int = 1
 
     @property
@@ -184,7 +188,9 @@ def _write_reel(checkpoint: Checkpoint, job: Job, sinks: Sequence[Sink]) -> Enco
     options: dict[str, Any] = {"preview": job.preview, "sinks": sinks, "threads": job.threads}
     if job.base:
         with open_base(job.base) as base:
-            return encode_delta(checkpoint, out, base, content_key=job.base_key, **options)
+            return encode_delta(
+                checkpoint, out, base, content_key=job.base_key, bits=job.bits, force=job.force, **options
+            )
     if job.rounding is not None:
         return encode_small(checkpoint, out, job.rounding, **options)
     return encode_archive(checkpoint, out, **options)
@@ -245,7 +251,7 @@ class _Picker:
 def entry_key(job: Job) -> bytes:
     """Name of one model in one mode with its settings, 32 bytes."""
     rounding = asdict(job.rounding) if job.rounding else None
-    settings = json.dumps([job.mode, job.rule, job.chunk_size, job.preview, rounding])
+    settings = json.dumps([job.mode, job.rule, job.chunk_size, job.preview, rounding, job.bits])
     return hashlib.sha256(reference_key(job.path) + settings.encode() + job.base_key).digest()
 
 
