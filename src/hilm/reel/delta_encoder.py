@@ -64,7 +64,7 @@ def encode_delta(
     settings = {"st": quantizer.step, "lambda": LAMBDA, "force": force} if quantizer else {}
     differences = _Differences(base, content_key, quantizer, MOST_LOST if not force else math.inf)
     report = write_reel(
-        checkpoint, out, "delta", settings, differences.choose, preview, sinks, threads, differences.pin
+        checkpoint, out, "delta", settings, differences.choose, preview, sinks, threads, base, differences.pin
     )
     return replace(report, unpaired=tuple(differences.unpaired), energy_lost=differences.energy.share)
 
@@ -139,7 +139,7 @@ class _Differences:
         plan = None
         if energy is not None and self._quantizer is not None:
             plan = plan_rounded_delta(words, base, view, self._quantizer, energy, threads)
-        return plan or plan_delta(words, base, view)
+        return plan or plan_delta(words, base, view, threads)
 
     def _settle(self, tensors: Sequence[Tensor]) -> None:
         """Say in the entries what of the differences is lost."""

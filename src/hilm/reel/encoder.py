@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from hilm.reel.delta_base import Base
     from hilm.reel.layout import Slab
     from hilm.reel.plan import Planner
     from hilm.reel.rate import Rounding
@@ -153,6 +154,7 @@ def write_reel(
     preview: bool,  # noqa: FBT001 - of the public functions
     sinks: Sequence[Callable[[Block], None]],
     threads: int | None,
+    base: Base | None = None,
     pin: Callable[[list[Tensor]], Pinned] | None = None,
 ) -> EncodeReport:
     """Write every tensor as its planner says, for the functions of the modes.
@@ -166,9 +168,10 @@ def write_reel(
         preview: As of `encode_archive`.
         sinks: As of `encode_archive`.
         threads: As of `encode_archive`.
-        pin: Describes the base of the reel, given the entries of all tensors.
+        base: The front shows differences from it.
+        pin: Describes the base in the manifest, given the entries of all tensors.
     """
-    video, front = draw_front(checkpoint) if preview and checkpoint.tensors else (EMPTY_FRONT, None)
+    video, front = draw_front(checkpoint, base) if preview and checkpoint.tensors else (EMPTY_FRONT, None)
     with ReelWriter(out, video) as writer:
         content = ContentDigest(checkpoint)
         decoded = ContentDigest(checkpoint) if "st" in settings else None
