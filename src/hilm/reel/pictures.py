@@ -20,7 +20,7 @@ def draw_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[TensorInfo, Frame,
 
     Values that cannot be decoded are drawn as the bytes they share.
     """
-    for block in checkpoint.blocks(include_integer=True):
+    for block in checkpoint.blocks(stored=True):
         info = block.info
         packed = info.type.kind == "packed"
         if block.first:

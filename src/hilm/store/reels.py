@@ -73,7 +73,9 @@ def _write_tensor(reel: Reel, name: str, folder: Path) -> Path:
 
 
 def read_tensor(reel: str | PathLike[str], name: str) -> NDArray[np.float32]:
-    """Read one tensor of an archive as float32 in its own shape; nothing else is decoded.
+    """Read one stored tensor of an archive as float32 in its own shape; nothing else is decoded.
+
+    Packed weights are archived as the parts that are stored: codes and scales, not the values they stand for.
 
     Raises:
         NotAReel: The file is something else.

@@ -175,9 +175,18 @@ def _archive(checkpoint: Checkpoint, job: Job, sinks: Sequence[Sink]) -> EncodeR
 
     state = hashlib.sha256(entry_key(job) + checkpoint.state).hexdigest()
     out = Path(job.reels) / f"{_file_stem(job.name)}-{state[:8]}.reel.mp4"
+    plain = checkpoint.stored is checkpoint.tensors
+    passing = sinks if plain else ()
     if job.rounding is None:
-        return encode_archive(checkpoint, out, preview=job.preview, sinks=sinks, threads=job.threads)
-    return encode_small(checkpoint, out, job.rounding, preview=job.preview, sinks=sinks, threads=job.threads)
+        report = encode_archive(checkpoint, out, preview=job.preview, sinks=passing, threads=job.threads)
+    else:
+        report = encode_small(
+            checkpoint, out, job.rounding, preview=job.preview, sinks=passing, threads=job.threads
+        )
+    for block in () if plain else checkpoint.blocks(include_integer=True):
+        for sink in sinks:  # packed: filmed by its parts, looked at as a whole
+            sink(block)
+    return report
 
 
 class _Picker:
@@ -267,7 +276,7 @@ def describe(checkpoint: Checkpoint, name: str, digests: tuple[bytes, ...]) -> d
         "uri": checkpoint.uri,
         "commit": checkpoint.state.hex(),
         "format": checkpoint.format,
-        "kind": "adapter" if "base_model_name_or_path" in config else "model",
+        "kind": checkpoint.kind,
         "architecture": _architecture(config),
         "declared_base": base or None,
         "files": [
