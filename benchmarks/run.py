@@ -20,8 +20,19 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 BENCHMARKS = (
-    "startup", "streaming", "archive", "delta", "fingerprint", "units", "search", "sampling", "demo"
-)  # fmt: skip
+    "startup",
+    "streaming",
+    "readers",
+    "remote",
+    "archive",
+    "small",
+    "delta",
+    "fingerprint",
+    "units",
+    "search",
+    "sampling",
+    "demo",
+)
 
 
 def claim(name: str) -> str:

@@ -18,6 +18,7 @@ from tests.reel.reference_decoder import (
     read_tokens,
     read_vector,
     slots,
+    word_of,
 )
 
 MANTISSA = {"F64": 52, "F32": 23, "C64": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
@@ -65,12 +66,23 @@ def add(word, difference, bits, dtype):
     return number - top if number & top else full - number
 
 
+def floats(raw, dtype):
+    if dtype == "BF16":
+        raw, dtype = b"".join(b"\0\0" + raw[i : i + 2] for i in range(0, len(raw), 2)), "F32"
+    letter = {"F32": "f", "F16": "e"}[dtype]
+    return struct.unpack(f"<{len(raw) // struct.calcsize(letter)}{letter}", raw)
+
+
 def decode_delta_slab(head, chunks, dtype, rows, columns, base):
     """Stored bytes of a slab, given those of the base."""
     if head[0] == 6:
         assert head == b"\x06\x01" + bytes(28)
         assert not chunks
         return base
+    if head[0] == 7:
+        differences = floats(decode_slab(b"\x03" + head[1:], chunks, "F32", rows, columns), "F32")
+        sums = zip(floats(base, dtype), differences, strict=True)
+        return b"".join(word_of(old + difference, dtype) for old, difference in sums)
     if head[0] != 5:
         return decode_slab(head, chunks, dtype, rows, columns)
     bits = (WORD_BITS | INTEGER_BITS).get(dtype, 8)

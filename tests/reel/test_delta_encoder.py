@@ -252,6 +252,10 @@ def test_rounded_differences_lose_what_they_say(tmp_path, dtype):
                 dtype=float
             )
             assert reel.words("b").tobytes() == model.words("b").tobytes()
+            second = read_delta(
+                (tmp_path / f"{bits}.mp4").read_bytes(), {n: old.words(n).tobytes() for n in weights}
+            )
+            assert {n: reel.words(n).tobytes() for n in weights} == second
         assert entry["coder"] == "tcq-delta"
         assert entry["error"]["energy_lost"] == pytest.approx(share, rel=1e-6)
         assert report.energy_lost == pytest.approx(share, rel=1e-6)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hilm.errors import EncoderError, SourceChanged, StorageError, UnsupportedFormat
+from hilm.errors import EncoderError, PackedFormatUnsupported, SourceChanged, StorageError, UnsupportedFormat
 from hilm.reel.container import ReelFile
 from hilm.reel.decoder import Reel
 from hilm.reel.encoder import encode_archive, encode_small
@@ -25,6 +25,7 @@ from hilm.weights.content import content_key
 from tests.reel.archives import contents, decode, encode, every_dtype, random_tensor
 from tests.reel.reference_decoder import read_files
 from tests.tiny import BITS, bert_like, file_bytes, stored, write_model
+from tests.weights.packing import gptq_config, gptq_model
 
 
 @pytest.fixture(scope="module")
@@ -373,6 +374,15 @@ def test_what_is_kept_is_kept_and_aliases_follow(tmp_path):
             assert reel.words("head").tobytes() == table.tobytes()
             assert reel.tensors["w"]["error"]["nmse"] == report.nmse
             assert reel.file.manifest["settings"]["keep"] == ["emb*"]
+
+
+def test_packed_weights_are_not_rounded_again(tmp_path):
+    packed, _ = gptq_model(bert_like(width=64, layers=1))
+    with (
+        open_checkpoint(write_model(tmp_path / "m", packed, config=gptq_config())) as checkpoint,
+        pytest.raises(PackedFormatUnsupported, match="already"),
+    ):
+        encode_small(checkpoint, tmp_path / "x", Rounding())
 
 
 def test_pytorch_files_are_not_rounded(tmp_path):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hilm.errors import UnsupportedFormat
+from hilm.errors import PackedFormatUnsupported, UnsupportedFormat
 from hilm.reel.distortion import Distortion, mean_error
 from hilm.reel.front import draw_front
 from hilm.reel.head import Coder
@@ -117,6 +117,7 @@ def encode_small(
     Raises:
         EmptySelection: There is nothing to round.
         UnsupportedFormat: The files are PyTorch's.
+        PackedFormatUnsupported: The weights are quantised already.
         StorageError: The reel cannot be written; nothing appears under its name.
         SourceChanged: A file changed while it was read.
     """
@@ -124,6 +125,10 @@ def encode_small(
         raise UnsupportedFormat(
             f"{checkpoint.name}: PyTorch files keep checksums of their values, which rounding would break",
             hint="save the model as safetensors, or use --mode archive",
+        )
+    if checkpoint.stored is not checkpoint.tensors:
+        raise PackedFormatUnsupported(
+            f"the weights of {checkpoint.name} are quantised already", hint="--mode archive keeps every bit"
         )
     quantizer = find_quantizer(checkpoint, rounding, threads or os.cpu_count() or 1)
     settings = {
@@ -176,7 +181,7 @@ def write_reel(
         content = ContentDigest(checkpoint)
         decoded = ContentDigest(checkpoint) if "st" in settings else None
         slabs = _SlabSink(writer, choose, decoded, threads or os.cpu_count() or 1)
-        for block in checkpoint.blocks(include_integer=True):
+        for block in checkpoint.blocks(stored=True):
             for sink in (slabs.update, content.update, *sinks):
                 sink(block)
         digests, tensors = content.finish(), slabs.finish(checkpoint)
@@ -259,7 +264,7 @@ class _SlabSink:
     def finish(self, checkpoint: Checkpoint) -> list[Tensor]:
         """Entries of the manifest, in checkpoint order; an alias repeats its owner's facts."""
         entries = []
-        for name, info in checkpoint.tensors.items():
+        for name, info in checkpoint.stored.items():
             owner = self._done[info.alias_of or name]
             if info.alias_of is not None:
                 owner = {**owner, "name": name, "alias_of": info.alias_of, "slabs": [], "bits": 0}

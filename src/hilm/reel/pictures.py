@@ -27,7 +27,7 @@ def draw_checkpoint(
     Values that cannot be decoded are drawn as the bytes they share. Of tensors that a base has too, the
     difference is drawn.
     """
-    for block in checkpoint.blocks(include_integer=True):
+    for block in checkpoint.blocks(stored=True):
         info = block.info
         packed = info.type.kind == "packed"
         if block.first:

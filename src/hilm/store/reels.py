@@ -90,7 +90,9 @@ def read_tensor(
     base: str | PathLike[str] | None = None,
     store: Store | None = None,
 ) -> NDArray[np.float32]:
-    """Read one tensor of a reel as float32 in its own shape; nothing else is decoded.
+    """Read one stored tensor of a reel as float32 in its own shape; nothing else is decoded.
+
+    Packed weights are archived as the parts that are stored: codes and scales, not the values they stand for.
 
     Args:
         reel: A reel of whole tensors.

@@ -185,15 +185,22 @@ def _write_reel(checkpoint: Checkpoint, job: Job, sinks: Sequence[Sink]) -> Enco
 
     state = hashlib.sha256(entry_key(job) + checkpoint.state).hexdigest()
     out = Path(job.reels) / f"{_file_stem(job.name)}-{state[:8]}.reel.mp4"
-    options: dict[str, Any] = {"preview": job.preview, "sinks": sinks, "threads": job.threads}
+    plain = checkpoint.stored is checkpoint.tensors
+    passing = sinks if plain else ()
+    options: dict[str, Any] = {"preview": job.preview, "sinks": passing, "threads": job.threads}
     if job.base:
         with open_base(job.base) as base:
-            return encode_delta(
+            report = encode_delta(
                 checkpoint, out, base, content_key=job.base_key, bits=job.bits, force=job.force, **options
             )
-    if job.rounding is not None:
-        return encode_small(checkpoint, out, job.rounding, **options)
-    return encode_archive(checkpoint, out, **options)
+    elif job.rounding is not None:
+        report = encode_small(checkpoint, out, job.rounding, **options)
+    else:
+        report = encode_archive(checkpoint, out, **options)
+    for block in () if plain else checkpoint.blocks(include_integer=True):
+        for sink in sinks:  # packed: filmed by its parts, looked at as a whole
+            sink(block)
+    return report
 
 
 class _Picker:
@@ -283,7 +290,7 @@ def describe(checkpoint: Checkpoint, name: str, digests: tuple[bytes, ...]) -> d
         "uri": checkpoint.uri,
         "commit": checkpoint.state.hex(),
         "format": checkpoint.format,
-        "kind": "adapter" if "base_model_name_or_path" in config else "model",
+        "kind": checkpoint.kind,
         "architecture": _architecture(config),
         "declared_base": base or None,
         "files": [
