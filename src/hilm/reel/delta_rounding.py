@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from hilm.reel.plan import ChunkDecoder, Plan, Words
     from hilm.reel.words import WordView
 
-DEFAULT_BITS: Final = 2.5
-"""Bits per weight at which about 3 % of the energy of a Gaussian difference are lost."""
-
 MOST_LOST: Final = 0.5
 """Share of the energy of a difference beyond which what is left is no fine-tune."""
 
