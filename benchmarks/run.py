@@ -25,6 +25,8 @@ BENCHMARKS = (
     "readers",
     "remote",
     "archive",
+    "small",
+    "delta",
     "fingerprint",
     "units",
     "search",
