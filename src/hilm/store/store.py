@@ -96,17 +96,12 @@ class Store:
         chunk_size: int | None = None,
         layers: Sequence[str] | None = None,
         exclude_layers: Sequence[str] | None = None,
-        bits: float | None = None,
-        error: float | None = None,
-        like: str | None = None,
-        quantiser: str | None = None,
-        effort: int | None = None,
-        keep: Sequence[str] = (),
         name: str | None = None,
         preview: bool = True,
         jobs: int | None = None,
         force: bool = False,
         progress: Progress = no_progress,
+        **rounding: Any,  # noqa: ANN401 - fields of hilm.reel.rate.Rounding
     ) -> dict[str, Any]:
         """Film models and catalogue their fingerprints, all in one pass over each.
 
@@ -119,18 +114,13 @@ class Store:
             chunk_size: Values of such a chunk.
             layers: Layer types to sample.
             exclude_layers: Layer types to leave out of the sample.
-            bits: Bits per rounded weight, 1.5 to 8.
-            error: Normalised mean squared error to aim at instead.
-            like: A format whose error to aim at instead: ``q4_k`` (the default), ``q5_k``, ``q6_k``,
-                ``q8_0``, ``nf4`` or ``int4``.
-            quantiser: ``tcq`` (the default) or ``ecsq``, which is faster and larger.
-            effort: 1 or 2 (the default).
-            keep: Patterns of names of tensors that are not rounded.
             name: What to call the model; its folder's name by default.
             preview: Whether the reel gets a front video that players show.
             jobs: Processes; by default one per core where there are enough models.
             force: Encode again what is in the store already.
             progress: Called with models done, models in all, and a name.
+            rounding: For ``small``: bits, error, like, quantiser, effort and keep, as of
+                `hilm.reel.rate.Rounding`.
 
         Returns:
             ``models``: per model its reel, mode, parameters, bits_per_weight, bytes, nmse, seconds;
@@ -141,14 +131,6 @@ class Store:
             StorageError: The store cannot be written.
         """
         sampling = {"limit": max_params, "layers": layers, "exclude_layers": exclude_layers}
-        rounding = {
-            "bits": bits,
-            "error": error,
-            "like": like,
-            "quantiser": quantiser,
-            "effort": effort,
-            "keep": tuple(keep) or None,
-        }
         options = _job_options(mode, sampling, chunk_size, rounding, stream=stream) | {"preview": preview}
         intake = self._intake(mode, options, force=force, progress=progress)
         intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
@@ -358,9 +340,9 @@ def _job_options(
     """Fields of a job that say how it samples or rounds; none for an archive."""
     if mode not in _MODES:
         raise UsageError(f"there is no mode {mode!r}", hint=f"modes: {', '.join(_MODES)}")
-    asked = {key: value for key, value in rounding.items() if value is not None}
+    asked = {key: value for key, value in rounding.items() if value not in (None, ())}
     if asked and mode != "small":
-        raise UsageError(f"mode {mode} rounds nothing: it takes no bits or errors", hint="--mode small")
+        raise UsageError(f"mode {mode} rounds nothing: it takes no {min(asked)}", hint="--mode small")
     if mode != "sample":
         if stream or chunk_size or any(sampling.values()):
             raise UsageError(
