@@ -11,7 +11,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 
 from hilm.errors import CorruptCheckpoint, MemoryLimitError, PackedFormatUnsupported
 from hilm.weights.dtypes import DTYPES, decode
@@ -236,22 +235,11 @@ def _fields(words: NDArray[Any], places: NDArray[np.int64], bits: int) -> NDArra
         places: First bit of every field.
         bits: Of a field; it may go on in the next word.
     """
+    from hilm.weights.kernels import extract_fields  # noqa: PLC0415 - few checkpoints are packed
+
     out = np.empty((len(places), words.shape[1]), np.float32)
-    _extract(words.view(np.uint32), places, bits, out)
+    extract_fields(words.view(np.uint32), places, bits, out)
     return out
-
-
-@njit(cache=True, nogil=True)
-def _extract(
-    words: NDArray[np.uint32], places: NDArray[np.int64], bits: int, out: NDArray[np.float32]
-) -> None:
-    for i, place in enumerate(places):
-        word, shift = place // 32, place % 32
-        for j in range(words.shape[1]):
-            field = np.int64(words[word, j]) >> shift
-            if shift + bits > 32:
-                field |= np.int64(words[word + 1, j]) << 32 - shift
-            out[i, j] = field & (1 << bits) - 1
 
 
 def _pairs(raw: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -269,20 +257,9 @@ def _scale(
     codes: NDArray[Any], zeros: NDArray[np.float32], scales: NDArray[np.float32], groups: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """(codes - zeros)·scales, with codes [n, C], and zeros and scales [n, G] for groups of columns."""
+    from hilm.weights.kernels import scale_rows  # noqa: PLC0415 - few checkpoints are packed
+
     out = np.ascontiguousarray(codes, np.float32)
     shape = len(out), max(zeros.shape[1], scales.shape[1])
-    _scale_rows(out, *(np.ascontiguousarray(np.broadcast_to(t, shape)) for t in (zeros, scales)), groups)
+    scale_rows(out, *(np.ascontiguousarray(np.broadcast_to(t, shape)) for t in (zeros, scales)), groups)
     return out
-
-
-@njit(cache=True, nogil=True)
-def _scale_rows(
-    out: NDArray[np.float32],
-    zeros: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    groups: NDArray[np.int64],
-) -> None:
-    for row in range(len(out)):
-        for column in range(out.shape[1]):
-            group = groups[column]
-            out[row, column] = (out[row, column] - zeros[row, group]) * scales[row, group]
