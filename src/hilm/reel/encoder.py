@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hilm.errors import PackedFormatUnsupported, UnsupportedFormat
+from hilm.errors import UnsupportedFormat
 from hilm.reel.distortion import Distortion, mean_error
 from hilm.reel.front import draw_front
 from hilm.reel.head import Coder
@@ -104,7 +104,8 @@ def encode_small(
 ) -> EncodeReport:
     """Write a reel of rounded weights; the error is measured on what a reader will decode.
 
-    Matrices of at least 32 rows and columns are rounded, everything else is kept bit for bit.
+    Matrices of at least 32 rows and columns are rounded; everything else, packed weights included, is kept
+    bit for bit.
 
     Args:
         checkpoint: An open checkpoint.
@@ -117,7 +118,6 @@ def encode_small(
     Raises:
         EmptySelection: There is nothing to round.
         UnsupportedFormat: The files are PyTorch's.
-        PackedFormatUnsupported: The weights are quantised already.
         StorageError: The reel cannot be written; nothing appears under its name.
         SourceChanged: A file changed while it was read.
     """
@@ -125,10 +125,6 @@ def encode_small(
         raise UnsupportedFormat(
             f"{checkpoint.name}: PyTorch files keep checksums of their values, which rounding would break",
             hint="save the model as safetensors, or use --mode archive",
-        )
-    if checkpoint.stored is not checkpoint.tensors:
-        raise PackedFormatUnsupported(
-            f"the weights of {checkpoint.name} are quantised already", hint="--mode archive keeps every bit"
         )
     quantizer = find_quantizer(checkpoint, rounding, threads or os.cpu_count() or 1)
     settings = {
@@ -138,16 +134,12 @@ def encode_small(
         "effort": rounding.effort,
         "keep": list(rounding.keep),
     }
-    return write_reel(
-        checkpoint,
-        out,
-        "small",
-        settings,
-        lambda info: quantizer if rounding.applies(info) else None,
-        preview,
-        sinks,
-        threads,
-    )
+
+    def choose(info: TensorInfo) -> Planner | None:
+        whole = checkpoint.tensors.get(info.name)  # a part of packed weights is none
+        return quantizer if whole is not None and rounding.applies(whole) else None
+
+    return write_reel(checkpoint, out, "small", settings, choose, preview, sinks, threads)
 
 
 def write_reel(

@@ -88,7 +88,7 @@ class Rounding:
 
     def applies(self, info: TensorInfo) -> bool:
         """Whether a tensor is rounded: a matrix of floats, not too narrow for scales, and not kept."""
-        if info.dtype not in _FLOATS or len(info.shape) < 2:
+        if info.dtype not in _FLOATS or len(info.shape) < 2 or info.packed or info.refusal:
             return False
         rows, columns, _ = coded_view(info.dtype, info.shape)
         kept = any(fnmatchcase(info.name, pattern) for pattern in self.keep)

@@ -15,6 +15,7 @@ import numpy as np
 
 from hilm.reel.kernel import kernel
 from hilm.reel.levels import level
+from hilm.reel.tokens import ALPHABET, PLAIN, widen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,8 +32,6 @@ _BLOCK = 512
 _MASK = np.uint64(4095)
 _LOW = np.uint64(1 << 16)
 _ONE = np.uint64(1)
-_PLAIN = np.uint64(31)  # symbols below it have no raw bits
-_NO_TOKEN = np.uint64(255)
 
 
 @kernel
@@ -151,13 +150,18 @@ def _trace_back(
 
 
 @kernel
+def _follow(state: np.uint64, parity: np.uint64) -> np.uint64:
+    """The next state: `NEXT` in one word, four bits an entry."""
+    return _NEXT >> (state << np.uint64(3) | parity << np.uint64(2)) & np.uint64(7)
+
+
+@kernel
 def walk(indices: NDArray[np.int32], classes: NDArray[np.uint8], ids: NDArray[np.uint8]) -> None:
     """Fill ``ids`` [n] with the tables of a chunk's indices: 2 * class + quantiser."""
     state = np.uint64(0)
     for i in range(indices.size):
         ids[i] = np.uint64(classes[i]) << _ONE | state & _ONE
-        parity = np.uint64(indices[i] & 1)
-        state = _NEXT >> (state << np.uint64(3) | parity << np.uint64(2)) & np.uint64(7)
+        state = _follow(state, np.uint64(indices[i] & 1))
 
 
 @kernel
@@ -199,28 +203,22 @@ def decode(
                 q = state & _ONE
                 zero, one = np.uint64(entries[slot]), np.uint64(entries[slot + np.uint64(4096)])
                 entry = one if q else zero  # both are loaded before the state is known
-                symbol = entry & np.uint64(255)
-                magnitude = (symbol + _ONE) >> _ONE
+                symbol = np.int64(entry & np.uint64(255))
+                magnitude = symbol + 1 >> 1
                 frequency = (entry >> np.uint64(8) & _MASK) + _ONE
                 x = frequency * (x >> np.uint64(12)) + (entry >> np.uint64(20))
                 refill = np.uint64(x < _LOW)
                 lanes[lane] = x << (refill << np.uint64(4)) | np.uint64(words[at]) * refill
                 at += refill
-                if symbol >= _PLAIN:
-                    width = (magnitude - np.uint64(16) >> np.uint64(2)) + np.uint64(2)
-                    if symbol == _NO_TOKEN or position + np.int64(width) > bits:
+                if magnitude >= PLAIN:
+                    width = (magnitude - PLAIN >> 2) + 2
+                    if symbol == ALPHABET or position + width > bits:
                         return -1, 0
-                    shift = np.uint64(position & 63)
-                    field = raw[position >> 6] >> shift | raw[(position >> 6) + 1] << _ONE << (
-                        np.uint64(63) - shift
-                    )
-                    field &= (_ONE << width) - _ONE
-                    magnitude = (np.uint64(4) | magnitude & np.uint64(3)) << width | field
-                    position += np.int64(width)
-                value = level(np.int64(magnitude), 2, np.int64(q), bias)
-                values[i] = np.float64(value if symbol & _ONE else -value) * step
-                parity = magnitude & _ONE
-                state = _NEXT >> (state << np.uint64(3) | parity << np.uint64(2)) & np.uint64(7)
+                    magnitude = widen(magnitude, width, raw, position)
+                    position += width
+                value = level(magnitude, 2, np.int64(q), bias)
+                values[i] = np.float64(value if symbol & 1 else -value) * step
+                state = _follow(state, np.uint64(magnitude & 1))
         if at > limit:
             return -1, 0
     return int(at), int(position)

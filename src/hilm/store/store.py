@@ -101,17 +101,12 @@ class Store:
         chunk_size: int | None = None,
         layers: Sequence[str] | None = None,
         exclude_layers: Sequence[str] | None = None,
-        bits: float | None = None,
-        error: float | None = None,
-        like: str | None = None,
-        quantiser: str | None = None,
-        effort: int | None = None,
-        keep: Sequence[str] = (),
         name: str | None = None,
         preview: bool = True,
         jobs: int | None = None,
         force: bool = False,
         progress: Progress = no_progress,
+        **rounding: Any,  # noqa: ANN401 - fields of hilm.reel.rate.Rounding
     ) -> dict[str, Any]:
         """Film models and catalogue their fingerprints, all in one pass over each.
 
@@ -127,18 +122,13 @@ class Store:
             chunk_size: Values of such a chunk.
             layers: Layer types to sample.
             exclude_layers: Layer types to leave out of the sample.
-            bits: Bits per rounded weight, 1.5 to 8; of a difference, from 0.5.
-            error: Normalised mean squared error to aim at instead.
-            like: A format whose error to aim at instead: ``q4_k`` (the default), ``q5_k``, ``q6_k``,
-                ``q8_0``, ``nf4`` or ``int4``.
-            quantiser: ``tcq`` (the default) or ``ecsq``, which is faster and larger.
-            effort: 1 or 2 (the default).
-            keep: Patterns of names of tensors that are not rounded.
             name: What to call the model; its folder's name by default.
             preview: Whether the reel gets a front video that players show.
             jobs: Processes; by default one per core where there are enough models.
             force: Encode again what is in the store already.
             progress: Called with models done, models in all, and a name.
+            rounding: For ``small``: bits, error, like, quantiser, effort and keep, as of
+                `hilm.reel.rate.Rounding`; for a lossy delta: bits, from 0.5.
 
         Returns:
             ``models``: per model its reel, mode, parameters, bits_per_weight, bytes, nmse, seconds,
@@ -152,15 +142,7 @@ class Store:
         if (mode == "delta") != (base is not None):
             raise UsageError("a delta, and only a delta, has a base", hint="--mode delta --base MODEL")
         sampling = {"limit": max_params, "layers": layers, "exclude_layers": exclude_layers}
-        rounding = {
-            "bits": bits,
-            "lossy": lossy or None,
-            "error": error,
-            "like": like,
-            "quantiser": quantiser,
-            "effort": effort,
-            "keep": tuple(keep) or None,
-        }
+        rounding["lossy"] = lossy
         options = _job_options(mode, sampling, chunk_size, rounding, stream=stream) | {"preview": preview}
         if base is not None:
             from hilm.store.bases import settle_base  # noqa: PLC0415 - only deltas need it
@@ -383,9 +365,9 @@ def _job_options(
     """Fields of a job that say how it samples or rounds."""
     if mode not in _MODES:
         raise UsageError(f"there is no mode {mode!r}", hint=f"modes: {', '.join(_MODES)}")
-    asked = {key: value for key, value in rounding.items() if value is not None}
-    known = {"small": rounding.keys() - {"lossy"}, "delta": {"bits", "lossy"}}.get(mode, set())
-    if unknown := asked.keys() - known:
+    asked = {key: value for key, value in rounding.items() if value not in (None, (), False)}
+    fitting = {"small": rounding.keys() - {"lossy"}, "delta": {"bits", "lossy"}}.get(mode, set())
+    if unknown := asked.keys() - fitting:
         raise UsageError(f"mode {mode} takes no {min(unknown)}", hint="--mode small rounds weights")
     if mode != "sample":
         if stream or chunk_size or any(sampling.values()):
