@@ -1,0 +1,116 @@
+"""Experts, and the two ways to choose among them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.integrations import use_experts_implementation
+
+if TYPE_CHECKING:
+    from .configuration_resnet_bk import ResNetBKConfig
+
+
+@use_experts_implementation(has_gate=False)
+class ResNetBKExperts(nn.Module):
+    """Two-layer perceptrons without biases, stacked: ``up_proj`` (M, d_ff, d), ``down_proj`` (M, d, d_ff)."""
+
+    def __init__(self, config: ResNetBKConfig) -> None:
+        super().__init__()
+        self.num_experts = config.num_experts
+        self.up_proj = nn.Parameter(torch.empty(config.num_experts, config.d_ff, config.d_model))
+        self.down_proj = nn.Parameter(torch.empty(config.num_experts, config.d_model, config.d_ff))
+        self.act_fn = ACT2FN["gelu_pytorch_tanh"]  # ONNX Runtime has no erf in double precision
+
+    def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Sum the chosen experts' answers: (T, d), (T, top_k) integer, (T, top_k) → (T, d)."""
+        out = torch.zeros_like(hidden)
+        for expert in range(self.num_experts):
+            token, slot = torch.where(chosen == expert)
+            answer = F.linear(self.act_fn(F.linear(hidden[token], self.up_proj[expert])), self.down_proj[expert])
+            out.index_add_(0, token, (answer * weights[token, slot, None]).to(out.dtype))
+        return out
+
+
+class LearnedRouter(nn.Module):
+    """Chooses experts by a linear map of the token."""
+
+    def __init__(self, config: ResNetBKConfig) -> None:
+        super().__init__()
+        self.proj = nn.Linear(config.d_model, config.num_experts)
+
+    def forward(self, hidden: Tensor, phase: Tensor | None) -> Tensor:
+        """Return logits (T, M) for tokens (T, d)."""
+        del phase
+        logits: Tensor = self.proj(hidden).float()
+        return logits
+
+
+class ScatteringRouter(nn.Module):
+    """Chooses experts by the scattering phase: each owns an interval of a calibrated map of (0, 1) to itself."""
+
+    def __init__(self, config: ResNetBKConfig) -> None:
+        super().__init__()
+        self.scale = config.scattering_scale
+        self.gamma = nn.Parameter(torch.empty(1))
+        self.beta = nn.Parameter(torch.empty(1))
+        self.num_experts = config.num_experts
+        self.initial_gamma = max(1.0, config.num_experts * math.sqrt(config.bk_channels) / 2)
+
+    def forward(self, hidden: Tensor, phase: Tensor | None) -> Tensor:
+        """Return logits (T, M) for phases (T,), in units of pi."""
+        del hidden
+        place = torch.sigmoid(self.gamma.float() * torch.logit(phase.float(), eps=1e-6) + self.beta.float())
+        centers = torch.arange(self.num_experts, device=place.device) + 0.5
+        return -(self.num_experts * place[:, None] - centers).square() / (2 * self.scale)
+
+
+class ResNetBKMoE(nn.Module):
+    """Experts weighed by the router's probability of them, so that the router learns even at top_k = 1."""
+
+    def __init__(self, config: ResNetBKConfig) -> None:
+        super().__init__()
+        self.top_k = config.top_k
+        self.router = (ScatteringRouter if config.use_scattering_router else LearnedRouter)(config)
+        self.experts = ResNetBKExperts(config)
+
+    def forward(self, hidden: Tensor, phase: Tensor | None, active: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Answer every token, or every active one.
+
+        Args:
+            hidden: (B, N, d).
+            phase: (B, N), in units of pi.
+            active: (B, N) bool; the others are answered with 0.
+
+        Returns:
+            (B, N, d), and router logits (B · N, M).
+        """
+        tokens = hidden.flatten(0, 1)
+        logits = self.router(tokens, None if phase is None else phase.flatten())
+        weights, chosen = logits.softmax(-1).topk(self.top_k, -1)
+        weights = weights.to(hidden.dtype)
+        if active is None or torch.compiler.is_compiling():
+            return self.experts(tokens, chosen, weights).view_as(hidden), logits
+        index = active.flatten().nonzero()[:, 0]
+        answers = self.experts(tokens[index], chosen[index], weights[index])
+        return torch.zeros_like(tokens).index_copy(0, index, answers).view_as(hidden), logits
+
+
+def load_balance(router_logits: tuple[Tensor, ...], top_k: int, keep: Tensor | None) -> Tensor:
+    """Return M · sum over experts of mean probability times share of tokens, averaged over layers.
+
+    Args:
+        router_logits: (T, M) per layer.
+        top_k: Experts per token.
+        keep: (B, N) mask, T = B · N; masked tokens do not count.
+    """
+    probabilities = torch.stack([logits.softmax(-1) for logits in router_logits])
+    chosen = torch.zeros_like(probabilities).scatter_(-1, probabilities.topk(top_k, -1).indices, 1.0)
+    counted = probabilities.new_ones(probabilities.shape[1]) if keep is None else keep.flatten().to(probabilities.dtype)
+    share = counted / counted.sum().clamp_min(1)
+    mean_probability, mean_chosen = (torch.einsum("ltm,t->lm", values, share) for values in (probabilities, chosen))
+    return probabilities.shape[-1] * (mean_probability * mean_chosen).sum(-1).mean()
