@@ -10,9 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 if TYPE_CHECKING:
     from .configuration_resnet_bk import ResNetBKConfig
+
+GROUP_ROWS = 64
+"""Rows from which on a matrix product treats each row alike."""
 
 
 @use_experts_implementation(has_gate=False)
@@ -26,13 +30,37 @@ class ResNetBKExperts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(config.num_experts, config.d_model, config.d_ff))
         self.act_fn = ACT2FN["gelu_pytorch_tanh"]  # ONNX Runtime has no erf in double precision
 
+    @property
+    def skips(self) -> bool:
+        """Whether a token that chooses ``num_experts`` costs nothing, instead of being an error."""
+        return self.config._experts_implementation == "eager" and not torch.compiler.is_compiling()
+
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Sum the chosen experts' answers: (T, d), (T, top_k) integer, (T, top_k) → (T, d)."""
+        """Sum the chosen experts' answers.
+
+        A matrix product of few rows rounds differently from one of many. Groups are filled up, so that what a
+        token gets does not depend, to the bit, on how later tokens are routed.
+
+        Args:
+            hidden: (T, d).
+            chosen: (T, top_k) integers; ``num_experts`` is nobody.
+            weights: (T, top_k).
+
+        Returns:
+            (T, d).
+        """
+        if torch.compiler.is_compiling():  # groups of unknown size cannot be compiled
+            return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden, chosen, weights)
         out = torch.zeros_like(hidden)
+        fewest = min(len(hidden), GROUP_ROWS)
         for expert in range(self.num_experts):
             token, slot = torch.where(chosen == expert)
-            answer = F.linear(self.act_fn(F.linear(hidden[token], self.up_proj[expert])), self.down_proj[expert])
-            out.index_add_(0, token, (answer * weights[token, slot, None]).to(out.dtype))
+            if not len(token):
+                continue
+            rows = hidden[F.pad(token, (0, max(0, fewest - len(token))))]
+            answer = F.linear(self.act_fn(F.linear(rows, self.up_proj[expert])), self.down_proj[expert])
+            answer = answer[: len(token)] * weights[token, slot, None]
+            out.index_add_(0, token, answer.to(out.dtype))
         return out
 
 
@@ -84,7 +112,7 @@ class ResNetBKMoE(nn.Module):
         Args:
             hidden: (B, N, d).
             phase: (B, N), in units of pi.
-            active: (B, N) bool; the others are answered with 0.
+            active: (B, N) bool; the others' answers do not matter, and are not computed where that can be saved.
 
         Returns:
             (B, N, d), and router logits (B · N, M).
@@ -93,11 +121,9 @@ class ResNetBKMoE(nn.Module):
         logits = self.router(tokens, None if phase is None else phase.flatten())
         weights, chosen = logits.softmax(-1).topk(self.top_k, -1)
         weights = weights.to(hidden.dtype)
-        if active is None or torch.compiler.is_compiling():
-            return self.experts(tokens, chosen, weights).view_as(hidden), logits
-        index = active.flatten().nonzero()[:, 0]
-        answers = self.experts(tokens[index], chosen[index], weights[index])
-        return torch.zeros_like(tokens).index_copy(0, index, answers).view_as(hidden), logits
+        if active is not None and self.experts.skips:
+            chosen = chosen.masked_fill(~active.flatten()[:, None], self.experts.num_experts)
+        return self.experts(tokens, chosen, weights).view_as(hidden), logits
 
 
 def load_balance(router_logits: tuple[Tensor, ...], top_k: int, keep: Tensor | None) -> Tensor:

@@ -126,6 +126,15 @@ class ResNetBKPreTrainedModel(PreTrainedModel):
         "router_logits": OutputRecorder(ResNetBKLayer, index=2),
     }
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # transformers looks for the decorator in this file; it is in experts.py
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """Default to "eager", whose rounding of a token does not depend on how others are routed."""
+        name: str = super().get_correct_experts_implementation(requested_experts or "eager")
+        return name
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

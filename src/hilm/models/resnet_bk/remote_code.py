@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
-from hilm.models.resnet_bk import modeling_resnet_bk
-from hilm.models.resnet_bk.configuration_resnet_bk import ResNetBKConfig
+from transformers.dynamic_module_utils import custom_object_save
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers import PreTrainedModel
+    from hilm.models.resnet_bk.modeling_resnet_bk import ResNetBKPreTrainedModel
 
-AUTO_CLASSES = {
-    "AutoModel": "ResNetBKModel",
-    "AutoModelForCausalLM": "ResNetBKForCausalLM",
-    "AutoModelForMaskedLM": "ResNetBKForMaskedLM",
-    "AutoModelForQuestionAnswering": "ResNetBKForQuestionAnswering",
-    "AutoModelForSequenceClassification": "ResNetBKForSequenceClassification",
-    "AutoModelForTokenClassification": "ResNetBKForTokenClassification",
+AUTO_MAP = {
+    "AutoConfig": "configuration_resnet_bk.ResNetBKConfig",
+    "AutoModel": "modeling_resnet_bk.ResNetBKModel",
+    "AutoModelForCausalLM": "modeling_resnet_bk.ResNetBKForCausalLM",
+    "AutoModelForMaskedLM": "modeling_resnet_bk.ResNetBKForMaskedLM",
+    "AutoModelForQuestionAnswering": "modeling_resnet_bk.ResNetBKForQuestionAnswering",
+    "AutoModelForSequenceClassification": "modeling_resnet_bk.ResNetBKForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_resnet_bk.ResNetBKForTokenClassification",
 }
-"""Auto class of transformers → class here."""
+"""Auto class of transformers → file and class in the folder."""
 
 
-def save_with_code(model: PreTrainedModel, folder: str | Path) -> None:
-    """Save a ResNet-BK model with the code that runs it.
+def save_with_code(model: ResNetBKPreTrainedModel, folder: str | Path) -> None:
+    """Save a model with the code that runs it; it loads with ``trust_remote_code=True``.
 
-    The folder then loads with ``trust_remote_code=True`` and any of :data:`AUTO_CLASSES`.
-
-    Args:
-        model: Any model of this package.
-        folder: Where to.
+    ``save_pretrained`` of a registered class names that class alone; here every head is named.
     """
-    del model, folder
+    model.save_pretrained(folder)
+    custom_object_save(model, folder)
+    config = copy.deepcopy(model.config)
+    config.auto_map = dict(AUTO_MAP)
+    config.save_pretrained(folder)
