@@ -217,8 +217,8 @@ class ResNetBKMixer(nn.Module):
 
         The latter is the resolvent identity sum_j |G_ij|^2 = Im G_ii / eta.
         """
-        n, before = trajectory[0], shifted(trajectory[0], start[0])
-        y = None if x is None else trajectory[1]
+        y, before = None if x is None else trajectory[1], shifted(trajectory[0], start[0])
+        n = trajectory[0] if keep is None else reciprocal(a + before)  # not 0 where all tokens so far are masked
         if not self.config.causal:
             n, y = two_sided(a, x, start, keep, trajectory)
             green = n

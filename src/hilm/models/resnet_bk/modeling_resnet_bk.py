@@ -59,8 +59,7 @@ class ResNetBKLayer(GradientCheckpointingLayer):
         self.mixer = ResNetBKMixer(config)
         self.moe = ResNetBKMoE(config)
         self.dropout = nn.Dropout(config.dropout_p)
-        if config.use_act:
-            self.halting = Halting(config)
+        self.halting = Halting(config) if config.use_act and layer_idx < config.n_layers - 1 else None
 
     def forward(
         self,
@@ -92,7 +91,7 @@ class ResNetBKLayer(GradientCheckpointingLayer):
         if survival is not None:
             share = ((survival - HALTED) / (1 - HALTED)).clamp_min(0)
             update = update * share[..., None].to(update.dtype)
-            survival = survival * (1 - self.halting(phase))
+            survival = survival if self.halting is None else survival * (1 - self.halting(phase))
         return hidden + update, survival, logits
 
 
