@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import logging
+import pathlib
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).parent / "src"))
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "src"))
 
-from hilm.errors import InputError, NotFound
-from hilm.models.resnet_bk import PRESETS, ResNetBKConfig, ResNetBKForCausalLM, create_resnet_bk_for_hf, describe
+from hilm import errors
+from hilm.models import resnet_bk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
+
+    from hilm.models.resnet_bk import ResNetBKForCausalLM
 
 dependencies = ["torch", "transformers", "safetensors"]
 logger = logging.getLogger("hilm.hub")
@@ -24,11 +27,11 @@ logger = logging.getLogger("hilm.hub")
 
 def resnet_bk_custom(**fields: Any) -> ResNetBKForCausalLM:
     """Make a randomly initialised model of any configuration, for example ``d_model=512, n_layers=12``."""
-    return _announced(ResNetBKForCausalLM(ResNetBKConfig(**fields)))
+    return _announced(resnet_bk.ResNetBKForCausalLM(resnet_bk.ResNetBKConfig(**fields)))
 
 
 def _announced(model: ResNetBKForCausalLM) -> ResNetBKForCausalLM:
-    size = describe(model.config)
+    size = resnet_bk.describe(model.config)
     logger.warning(
         "randomly initialised ResNet-BK %s: %s parameters, %s active per token",
         *(size.label, f"{size.parameters:,}", f"{size.active_parameters:,}"),
@@ -44,16 +47,16 @@ def _pretrained(label: str, repo_id: str, fields: dict[str, Any]) -> ResNetBKFor
         InputError: They are of another size, or do not fill the model.
     """
     try:
-        model, loading = ResNetBKForCausalLM.from_pretrained(repo_id, output_loading_info=True, **fields)
+        model, loading = resnet_bk.ResNetBKForCausalLM.from_pretrained(repo_id, output_loading_info=True, **fields)
     except OSError as error:
-        raise NotFound(
+        raise errors.NotFound(
             f"no weights of ResNet-BK {label} from {repo_id!r}: {str(error).splitlines()[0]}",
             hint="name another repository or a folder with repo_id=…, or take random weights: pretrained=False",
         ) from error
-    other = {name for name, value in PRESETS[label].items() if getattr(model.config, name) != value}
+    other = {name for name, value in resnet_bk.PRESETS[label].items() if getattr(model.config, name) != value}
     wrong = sorted(other | set(loading["missing_keys"]) | set(loading["unexpected_keys"]))
     if wrong:
-        raise InputError(f"{repo_id!r} is not a ResNet-BK {label} as asked for; these differ: {', '.join(wrong)}")
+        raise errors.InputError(f"{repo_id!r} is not a ResNet-BK {label} as asked for; these differ: {', '.join(wrong)}")
     return model
 
 
@@ -68,7 +71,7 @@ def _entry(label: str) -> Callable[..., ResNetBKForCausalLM]:
         **overrides: Any,
     ) -> ResNetBKForCausalLM:
         if not pretrained:
-            return _announced(create_resnet_bk_for_hf(label, device=device, dtype=dtype, **overrides))
+            return _announced(resnet_bk.create_resnet_bk_for_hf(label, device=device, dtype=dtype, **overrides))
         fields = overrides | {"revision": revision or "main", "dtype": dtype}
         model = _pretrained(label, repo_id or f"resnet-bk/resnet-bk-{label.lower()}", fields)
         return model if device is None else model.to(device)

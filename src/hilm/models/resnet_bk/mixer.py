@@ -103,9 +103,9 @@ class ResNetBKMixer(nn.Module):
         self.v_proj = nn.Linear(width, channels)
         self.feature_proj = nn.Linear(2 * channels, width)
         self.bk_scale = nn.Parameter(torch.empty(1))
-        self.eta_raw = nn.Parameter(torch.empty(channels))
-        self.energy = nn.Parameter(torch.empty(channels))
-        self.b_raw = nn.Parameter(torch.empty(channels))
+        self.eta_raw, self.energy, self.b_raw = (
+            nn.Parameter(torch.empty(channels, dtype=torch.float32)) for _ in range(3)
+        )
         if config.use_semiseparable:
             self.x_proj = nn.Linear(width, width)
             self.y_proj = nn.Linear(2 * width, width)
@@ -113,7 +113,7 @@ class ResNetBKMixer(nn.Module):
             self.k_proj = nn.Linear(width, channels * config.low_rank, bias=False)
             self.q_proj = nn.Linear(width, channels * config.low_rank, bias=False)
         if config.use_prime_bump:
-            self.bump_gain = nn.Parameter(torch.empty(channels))
+            self.bump_gain = nn.Parameter(torch.empty(channels, dtype=torch.float32))
 
     def forward(
         self, hidden: Tensor, keep: Tensor | None, bumps: Tensor | None, past: ResNetBKCacheLayer | None

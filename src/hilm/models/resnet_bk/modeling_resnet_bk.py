@@ -151,11 +151,11 @@ class ResNetBKPreTrainedModel(PreTrainedModel):
 
     def _init_mixer(self, mixer: ResNetBKMixer) -> None:
         """Memories from one token up to 1/eta_init, energies across the middle of the band."""
-        channels = self.config.bk_channels
-        eta = torch.logspace(0, math.log10(self.config.eta_init), channels)
+        channels, single = self.config.bk_channels, torch.float32
+        eta = torch.logspace(0, math.log10(self.config.eta_init), channels, dtype=single)
         width = (eta - self.config.eta_min).clamp_min(1e-3)
         init.copy_(mixer.eta_raw, width + (-(-width).expm1()).log())  # inverse of softplus
-        init.copy_(mixer.energy, torch.linspace(-1, 1, channels) if channels > 1 else torch.zeros(1))
+        init.copy_(mixer.energy, torch.linspace(-1, 1, channels, dtype=single) if channels > 1 else torch.zeros(1))
         init.zeros_(mixer.b_raw)
         init.ones_(mixer.bk_scale)
         if self.config.use_prime_bump:
