@@ -234,11 +234,12 @@ class ResNetBKMixer(nn.Module):
 
     def _features(self, v: Tensor, n: Tensor, operator: Operator) -> Tensor:
         """Return two real features of g = i n / b per channel: (B, N, H, 2)."""
-        g = torch.stack([-n[..., 1], n[..., 0]], -1) / operator.b[:, None]
+        real, imaginary = -n[..., 1] / operator.b, n[..., 0] / operator.b
         if not self.config.use_birman_schwinger:
-            return g / (1 + g.norm(dim=-1, keepdim=True))
-        real, imaginary = (-v[..., None] / (1 + self.config.epsilon) * g).unbind(-1)
-        real = real + 1
+            size = 1 + (real.square() + imaginary.square()).sqrt()
+            return torch.stack([real / size, imaginary / size], -1)
+        coupling = v / (1 + self.config.epsilon)
+        real, imaginary = 1 - coupling * real, -coupling * imaginary
         return torch.stack([(real.square() + imaginary.square()).log() / 2, torch.atan2(imaginary, real)], -1)
 
 

@@ -192,7 +192,8 @@ def value_scan_backward(
     grad_start = alpha[:, 0, :, None].conj() * total[:, 0]
     before = shifted(paired(values), paired(start))
     grad_n = ((before - x).conj() * total).sum(-1) * 1j
-    grad_x = (torch.view_as_real(fraction_values * 1j)[..., None, :] * torch.view_as_real(total)).sum(-1)
+    factors = (fraction_values * 1j)[..., None]
+    grad_x = factors.real * total.real + factors.imag * total.imag
     if keep is not None:
         grad_n = torch.where(keep[..., None], grad_n, 0.0)
         grad_x = torch.where(keep[..., None, None], grad_x, 0.0)
