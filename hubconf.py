@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    import torch
+
     from hilm.models.resnet_bk import ResNetBKForCausalLM
 
 dependencies = ["torch", "transformers", "safetensors"]
@@ -47,16 +49,20 @@ def _pretrained(label: str, repo_id: str, fields: dict[str, Any]) -> ResNetBKFor
         InputError: They are of another size, or do not fill the model.
     """
     try:
-        model, loading = resnet_bk.ResNetBKForCausalLM.from_pretrained(repo_id, output_loading_info=True, **fields)
+        model, loading = resnet_bk.ResNetBKForCausalLM.from_pretrained(
+            repo_id, output_loading_info=True, **fields
+        )
     except OSError as error:
         raise errors.NotFound(
             f"no weights of ResNet-BK {label} from {repo_id!r}: {str(error).splitlines()[0]}",
-            hint="name another repository or a folder with repo_id=…, or take random weights: pretrained=False",
+            hint="name another repository or folder with repo_id=…, or take random weights: pretrained=False",
         ) from error
     other = {name for name, value in resnet_bk.PRESETS[label].items() if getattr(model.config, name) != value}
     wrong = sorted(other | set(loading["missing_keys"]) | set(loading["unexpected_keys"]))
     if wrong:
-        raise errors.InputError(f"{repo_id!r} is not a ResNet-BK {label} as asked for; these differ: {', '.join(wrong)}")
+        raise errors.InputError(
+            f"{repo_id!r} is not a ResNet-BK {label} as asked for; these differ: {', '.join(wrong)}"
+        )
     return model
 
 
@@ -66,12 +72,14 @@ def _entry(label: str) -> Callable[..., ResNetBKForCausalLM]:
         pretrained: bool = False,
         repo_id: str | None = None,
         revision: str | None = None,
-        device: Any = None,
-        dtype: Any = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
         **overrides: Any,
     ) -> ResNetBKForCausalLM:
         if not pretrained:
-            return _announced(resnet_bk.create_resnet_bk_for_hf(label, device=device, dtype=dtype, **overrides))
+            return _announced(
+                resnet_bk.create_resnet_bk_for_hf(label, device=device, dtype=dtype, **overrides)
+            )
         fields = overrides | {"revision": revision or "main", "dtype": dtype}
         model = _pretrained(label, repo_id or f"resnet-bk/resnet-bk-{label.lower()}", fields)
         return model if device is None else model.to(device)

@@ -57,9 +57,15 @@ def test_left_padding_is_inert(switch):
 
 def test_generation_continues_from_a_returned_state():
     made, ids = model(use_prime_bump=True), tokens(2, 9)
-    first = made.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=None, return_dict_in_generate=True)
+    first = made.generate(
+        ids, max_new_tokens=5, do_sample=False, eos_token_id=None, return_dict_in_generate=True
+    )
     second = made.generate(
-        first.sequences, past_key_values=first.past_key_values, max_new_tokens=NEW - 5, do_sample=False, eos_token_id=None
+        first.sequences,
+        past_key_values=first.past_key_values,
+        max_new_tokens=NEW - 5,
+        do_sample=False,
+        eos_token_id=None,
     )
     assert torch.equal(second, generate(made, ids, do_sample=False))
 
@@ -100,5 +106,7 @@ def test_what_is_refused():
 def test_a_caller_brings_an_empty_state():
     made, ids = model(), tokens(2, 9)
     cache = ResNetBKCache(made.config)
-    assert torch.equal(generate(made, ids, do_sample=False, past_key_values=cache), generate(made, ids, do_sample=False))
+    assert torch.equal(
+        generate(made, ids, do_sample=False, past_key_values=cache), generate(made, ids, do_sample=False)
+    )
     assert cache.get_seq_length() == 9 + NEW - 1

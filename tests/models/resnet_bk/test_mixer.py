@@ -110,7 +110,9 @@ def test_two_sided_equals_the_dense_solution():
 
 
 def test_the_schatten_threshold_bounds_the_prefix_norm():
-    settings = config(use_birman_schwinger=True, use_mourre=False, bk_channels=1, schatten_threshold=2.0, v_max=9.0)
+    settings = config(
+        use_birman_schwinger=True, use_mourre=False, bk_channels=1, schatten_threshold=2.0, v_max=9.0
+    )
     mixer, op, tau = ResNetBKMixer(settings), operator(), 2.0
     raw = 5 * potential()
     free = dense(torch.zeros_like(raw), op, beyond=200)[:N, :N]

@@ -92,7 +92,9 @@ def test_masked_tokens_might_as_well_not_be_there(switch):
     made, ids = model(**SWITCHES[switch]), tokens(1, 60)
     mask = torch.rand(1, 60, generator=torch.Generator().manual_seed(3)) > 0.4
     short = logits(made, ids[mask][None])
-    torch.testing.assert_close(logits(made, ids, attention_mask=mask.long())[mask][None], short, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits(made, ids, attention_mask=mask.long())[mask][None], short, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("head", [ResNetBKForMaskedLM, ResNetBKForTokenClassification])
@@ -178,20 +180,30 @@ CHANGES = {
 def test_every_field_changes_the_logits_of_the_same_weights(field):
     base, change = CHANGES[field]
     made, other, ids = model(**base), model(**base | change), tokens(1, 40)
-    weights = {
-        name: value for name, value in made.state_dict().items() if value.shape == other.state_dict()[name].shape
-    } if field != "n_layers" else made.state_dict()
+    weights = (
+        {
+            name: value
+            for name, value in made.state_dict().items()
+            if value.shape == other.state_dict()[name].shape
+        }
+        if field != "n_layers"
+        else made.state_dict()
+    )
     other.load_state_dict(weights, strict=False)
     assert not torch.equal(logits(made, ids), logits(other, ids))
 
 
-@pytest.mark.parametrize("field", ["use_semiseparable", "low_rank", "use_scattering_router", "use_prime_bump", "use_act"])
+@pytest.mark.parametrize(
+    "field", ["use_semiseparable", "low_rank", "use_scattering_router", "use_prime_bump", "use_act"]
+)
 def test_switches_that_add_weights_use_them(field):
     fields = {field: 2 if field == "low_rank" else field != "use_semiseparable"}
     made = model(**fields).train()
     ids = tokens(2, 40)
     made(ids, labels=ids).loss.backward()
-    assert not [name for name, weight in made.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert not [
+        name for name, weight in made.named_parameters() if weight.grad is None or not weight.grad.any()
+    ]
     assert not torch.equal(logits(made.eval(), ids), logits(model(), ids))
 
 
@@ -312,7 +324,9 @@ def test_embeddings_instead_of_ids():
 def test_logits_to_keep():
     made, ids = model(), tokens(2, 9)
     torch.testing.assert_close(logits(made, ids, logits_to_keep=2), logits(made, ids)[:, -2:])
-    torch.testing.assert_close(logits(made, ids, logits_to_keep=torch.tensor([0, 4])), logits(made, ids)[:, [0, 4]])
+    torch.testing.assert_close(
+        logits(made, ids, logits_to_keep=torch.tensor([0, 4])), logits(made, ids)[:, [0, 4]]
+    )
 
 
 def test_deepcopy_after_a_training_step():
@@ -369,6 +383,7 @@ def test_extreme_potentials_stay_finite():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inside the compiler
 def test_compiled_is_eager():
     made, ids = model(use_act=True).train(), tokens(2, 50)
     compiled = torch.compile(made, fullgraph=True)

@@ -23,7 +23,10 @@ def test_counts_are_the_documented_ones(size):
     made = create_resnet_bk_for_hf(size, device="meta")
     counted = describe(made.config)
     assert sum(weight.numel() for weight in made.parameters()) == counted.parameters
-    assert (counted.label, counted.parameters, counted.active_parameters, counted.state_floats) == (size, *COUNTS[size])
+    assert (counted.label, counted.parameters, counted.active_parameters, counted.state_floats) == (
+        size,
+        *COUNTS[size],
+    )
     assert abs(counted.parameters / DOCUMENTED[size] - 1) < 0.01
 
 
@@ -43,7 +46,9 @@ def test_a_tokenizer_sets_the_vocabulary():
         def __len__(self):
             return 384
 
-    made = create_resnet_bk_for_hf(tokenizer=Tokenizer(pad_token_id=0, bos_token_id=None, eos_token_id=1), device="meta")
+    made = create_resnet_bk_for_hf(
+        tokenizer=Tokenizer(pad_token_id=0, bos_token_id=None, eos_token_id=1), device="meta"
+    )
     assert made.lm_head.out_features == 384
     assert (made.config.pad_token_id, made.config.bos_token_id, made.config.eos_token_id) == (0, None, 1)
 

@@ -78,5 +78,8 @@ def test_registering_as_transformers_documents_it(tmp_path, monkeypatch):
     ResNetBKConfig.register_for_auto_class()
     ResNetBKForCausalLM.register_for_auto_class("AutoModelForCausalLM")
     model().save_pretrained(tmp_path)
-    assert set(json.loads((tmp_path / "config.json").read_text())["auto_map"]) == {"AutoConfig", "AutoModelForCausalLM"}
+    assert set(json.loads((tmp_path / "config.json").read_text())["auto_map"]) == {
+        "AutoConfig",
+        "AutoModelForCausalLM",
+    }
     assert (tmp_path / "scan.py").exists()

@@ -10,9 +10,14 @@ from transformers import Trainer, TrainingArguments
 from tests.models.resnet_bk.tiny import logits, model, tokens
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated:FutureWarning"),  # peft, Trainer
+    pytest.mark.filterwarnings(
+        "ignore:.*gradient_checkpointing.*is deprecated:FutureWarning"
+    ),  # peft, Trainer
 ]
-ROWS = [{"input_ids": row, "labels": row} for row in tokens(16, 1).repeat(1, 12).add(torch.arange(12)).remainder(38) + 3]
+ROWS = [
+    {"input_ids": row, "labels": row}
+    for row in tokens(16, 1).repeat(1, 12).add(torch.arange(12)).remainder(38) + 3
+]
 
 
 def train(folder, steps=8, made=None, resume=None, **options):
@@ -21,7 +26,9 @@ def train(folder, steps=8, made=None, resume=None, **options):
         output_dir=str(folder), max_steps=steps, save_steps=4, logging_steps=1, report_to="none", use_cpu=True,
         disable_tqdm=True, seed=0, **settings | options,
     )  # fmt: skip
-    trainer = Trainer(model=model(use_act=True, scale=1.0) if made is None else made, args=arguments, train_dataset=ROWS)
+    trainer = Trainer(
+        model=model(use_act=True, scale=1.0) if made is None else made, args=arguments, train_dataset=ROWS
+    )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 

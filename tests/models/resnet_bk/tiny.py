@@ -30,7 +30,9 @@ def model(seed=0, scale=4.0, head=None, **fields):
     """A model in eval mode; ``scale`` enlarges the initial weights so that effects show."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = (head or (ResNetBKForCausalLM if fields.get("causal", True) else ResNetBKForMaskedLM))(config(**fields))
+        made = (head or (ResNetBKForCausalLM if fields.get("causal", True) else ResNetBKForMaskedLM))(
+            config(**fields)
+        )
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if "proj" in name or "embed" in name:

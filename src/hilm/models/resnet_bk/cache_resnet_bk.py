@@ -49,8 +49,7 @@ class ResNetBKCacheLayer(CacheLayerMixin):
         if self.record_past:
             past = self.history or [values[:, None] for values in self.state]
             self.history = [
-                torch.cat([old, new], 1)[:, -HISTORY - 1 :]
-                for old, new in zip(past, trajectory, strict=True)
+                torch.cat([old, new], 1)[:, -HISTORY - 1 :] for old, new in zip(past, trajectory, strict=True)
             ]
         self.state = [values[:, -1].contiguous() for values in trajectory]
         self.seen += trajectory[0].shape[1]

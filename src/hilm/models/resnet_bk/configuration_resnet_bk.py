@@ -12,7 +12,17 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-COUNTS = ("vocab_size", "d_model", "n_layers", "n_seq", "num_experts", "top_k", "d_ff", "bk_channels", "k_max")
+COUNTS = (
+    "vocab_size",
+    "d_model",
+    "n_layers",
+    "n_seq",
+    "num_experts",
+    "top_k",
+    "d_ff",
+    "bk_channels",
+    "k_max",
+)
 SWITCHES = (
     "causal",
     "use_semiseparable",
@@ -122,8 +132,8 @@ class ResNetBKConfig(PreTrainedConfig):
     num_experts: int = 4
     top_k: int = 1
     dropout_p: float = 0.0
-    d_ff: int | None = None
-    bk_channels: int | None = None
+    d_ff: int = None  # type: ignore[assignment]  # __post_init__ fills it in
+    bk_channels: int = None  # type: ignore[assignment]  # the same
     causal: bool = True
     right_closure: str = "vacuum"
     position_embedding: str = "none"
@@ -156,7 +166,7 @@ class ResNetBKConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401 what transformers passes on
+    def __post_init__(self, **kwargs: Any) -> None:
         """Fill in derived widths, then check every field."""
         self.d_ff = 2 * self.d_model if self.d_ff is None else self.d_ff
         self.bk_channels = max(1, self.d_model // 8) if self.bk_channels is None else self.bk_channels
@@ -198,12 +208,12 @@ class ResNetBKConfig(PreTrainedConfig):
     def _on(self, switch: str) -> bool:
         return bool(getattr(self, switch))
 
-    def _require(self, holds: bool, name: str, rule: str) -> None:  # noqa: FBT001 reads as a sentence
+    def _require(self, holds: bool, name: str, rule: str) -> None:
         if not holds:
             raise ValueError(f"ResNetBKConfig: {name} is {getattr(self, name)!r}; it must be {rule}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Write ``top_k`` as ``num_experts_per_tok``: the former is also a sampling parameter of generation."""
+        """Write ``top_k`` as ``num_experts_per_tok``: the former is also a parameter of sampling."""
         values: dict[str, Any] = super().to_dict()
         values["num_experts_per_tok"] = values.pop("top_k")
         return values

@@ -6,11 +6,13 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.activations import ACT2FN
 from transformers.integrations import use_experts_implementation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from .mixer import scattering_phase
 
 if TYPE_CHECKING:
     from .configuration_resnet_bk import ResNetBKConfig
@@ -33,7 +35,8 @@ class ResNetBKExperts(nn.Module):
     @property
     def skips(self) -> bool:
         """Whether a token that chooses ``num_experts`` costs nothing, instead of being an error."""
-        return self.config._experts_implementation == "eager" and not torch.compiler.is_compiling()
+        name = self.config._experts_implementation  # noqa: SLF001 - set_experts_implementation() writes it
+        return name == "eager" and not torch.compiler.is_compiling()
 
     def forward(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Sum the chosen experts' answers.
@@ -57,8 +60,10 @@ class ResNetBKExperts(nn.Module):
             token, slot = torch.where(chosen == expert)
             if not len(token):
                 continue
-            rows = hidden[F.pad(token, (0, max(0, fewest - len(token))))]
-            answer = F.linear(self.act_fn(F.linear(rows, self.up_proj[expert])), self.down_proj[expert])
+            rows = hidden[functional.pad(token, (0, max(0, fewest - len(token))))]
+            answer = functional.linear(
+                self.act_fn(functional.linear(rows, self.up_proj[expert])), self.down_proj[expert]
+            )
             answer = answer[: len(token)] * weights[token, slot, None]
             out.index_add_(0, token, answer.to(out.dtype))
         return out
@@ -71,15 +76,15 @@ class LearnedRouter(nn.Module):
         super().__init__()
         self.proj = nn.Linear(config.d_model, config.num_experts)
 
-    def forward(self, hidden: Tensor, phase: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, green: Tensor) -> Tensor:
         """Return logits (T, M) for tokens (T, d)."""
-        del phase
+        del green
         logits: Tensor = self.proj(hidden).float()
         return logits
 
 
 class ScatteringRouter(nn.Module):
-    """Chooses experts by the scattering phase: each owns an interval of a calibrated map of (0, 1) to itself."""
+    """Chooses experts by the scattering phase: each owns an interval of it, after a learned calibration."""
 
     def __init__(self, config: ResNetBKConfig) -> None:
         super().__init__()
@@ -89,10 +94,11 @@ class ScatteringRouter(nn.Module):
         self.num_experts = config.num_experts
         self.initial_gamma = max(1.0, config.num_experts * math.sqrt(config.bk_channels) / 2)
 
-    def forward(self, hidden: Tensor, phase: Tensor | None) -> Tensor:
-        """Return logits (T, M) for phases (T,), in units of pi."""
+    def forward(self, hidden: Tensor, green: Tensor) -> Tensor:
+        """Return logits (T, M) for Green's functions (T, H, 2)."""
         del hidden
-        place = torch.sigmoid(self.gamma.float() * torch.logit(phase.float(), eps=1e-6) + self.beta.float())
+        phase = torch.logit(scattering_phase(green).float(), eps=1e-6)
+        place = torch.sigmoid(self.gamma.float() * phase + self.beta.float())
         centers = torch.arange(self.num_experts, device=place.device) + 0.5
         return -(self.num_experts * place[:, None] - centers).square() / (2 * self.scale)
 
@@ -106,19 +112,19 @@ class ResNetBKMoE(nn.Module):
         self.router = (ScatteringRouter if config.use_scattering_router else LearnedRouter)(config)
         self.experts = ResNetBKExperts(config)
 
-    def forward(self, hidden: Tensor, phase: Tensor | None, active: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, green: Tensor, active: Tensor | None) -> tuple[Tensor, Tensor]:
         """Answer every token, or every active one.
 
         Args:
             hidden: (B, N, d).
-            phase: (B, N), in units of pi.
-            active: (B, N) bool; the others' answers do not matter, and are not computed where that can be saved.
+            green: (B, N, H, 2).
+            active: (B, N) bool; the others' answers do not matter, and are left out where that saves work.
 
         Returns:
             (B, N, d), and router logits (B · N, M).
         """
         tokens = hidden.flatten(0, 1)
-        logits = self.router(tokens, None if phase is None else phase.flatten())
+        logits = self.router(tokens, green.flatten(0, 1))
         weights, chosen = logits.softmax(-1).topk(self.top_k, -1)
         weights = weights.to(hidden.dtype)
         if active is not None and self.experts.skips:
@@ -136,7 +142,9 @@ def load_balance(router_logits: tuple[Tensor, ...], top_k: int, keep: Tensor | N
     """
     probabilities = torch.stack([logits.softmax(-1) for logits in router_logits])
     chosen = torch.zeros_like(probabilities).scatter_(-1, probabilities.topk(top_k, -1).indices, 1.0)
-    counted = probabilities.new_ones(probabilities.shape[1]) if keep is None else keep.flatten().to(probabilities.dtype)
-    share = counted / counted.sum().clamp_min(1)
-    mean_probability, mean_chosen = (torch.einsum("ltm,t->lm", values, share) for values in (probabilities, chosen))
-    return probabilities.shape[-1] * (mean_probability * mean_chosen).sum(-1).mean()
+    count = (
+        probabilities.new_ones(len(probabilities[0])) if keep is None else keep.flatten().to(torch.float32)
+    )
+    share = count / count.sum().clamp_min(1)
+    means = (torch.einsum("ltm,t->lm", values, share) for values in (probabilities, chosen))
+    return probabilities.shape[-1] * torch.mul(*means).sum(-1).mean()

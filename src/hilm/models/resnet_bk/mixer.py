@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .scan import fraction_scan, shifted, value_scan
 
@@ -29,6 +29,11 @@ def turned(n: Tensor, values: Tensor) -> Tensor:
     real, imaginary = n[..., None, :].unbind(-1)
     x, y = values.unbind(-1)
     return torch.stack([-imaginary * x - real * y, real * x - imaginary * y], -1)
+
+
+def scattering_phase(n: Tensor) -> Tensor:
+    """Return the mean phase of g = i n / b in units of pi: (…, H, 2) → (…) in (0, 1)."""
+    return torch.atan2(n[..., 0], -n[..., 1]).mean(-1) / math.pi
 
 
 def free_closure(p: Tensor, q: Tensor) -> Tensor:
@@ -135,7 +140,9 @@ class ResNetBKMixer(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             operator, start = self.operator(core), self._start(v, x, past)
             v, strength = self._potential(v, operator, bumps, keep, start)
-            a = torch.stack([(operator.eta / operator.b).expand_as(v), (v - operator.energy) / operator.b], -1)
+            a = torch.stack(
+                [(operator.eta / operator.b).expand_as(v), (v - operator.energy) / operator.b], -1
+            )
             trajectory = swept(a, x, start, keep)
             green, y = self._answer(a, x, operator, start, keep, trajectory)
             features = self._features(v, green, operator).flatten(2)
@@ -146,7 +153,7 @@ class ResNetBKMixer(nn.Module):
 
     def operator(self, dtype: torch.dtype) -> Operator:
         """Return the operators' coefficients."""
-        eta = F.softplus(self.eta_raw.to(dtype)) + self.config.eta_min
+        eta = functional.softplus(self.eta_raw.to(dtype)) + self.config.eta_min
         b = self.b_raw.to(dtype).tanh().exp()
         energy = self.energy.to(dtype)
         if self.config.use_birman_schwinger and self.config.use_mourre:
@@ -186,8 +193,8 @@ class ResNetBKMixer(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Bound the potential; with Birman-Schwinger also its prefix operators' Hilbert-Schmidt norm.
 
-        That norm is at most s_i, s_i^2 = (2 |g_0| / eta) sum of v^2 up to i, by Schur's test and the resolvent
-        identity; g_0 is the free Green's function.
+        That norm is at most s_i, s_i^2 = (2 |g_0| / eta) sum of v^2 up to i, by Schur's test and the
+        resolvent identity; g_0 is the free Green's function.
         """
         v = self.config.v_max * (v / self.config.v_max).tanh()
         if bumps is not None:
@@ -218,7 +225,7 @@ class ResNetBKMixer(nn.Module):
         The latter is the resolvent identity sum_j |G_ij|^2 = Im G_ii / eta.
         """
         y, before = None if x is None else trajectory[1], shifted(trajectory[0], start[0])
-        n = trajectory[0] if keep is None else reciprocal(a + before)  # not 0 where all tokens so far are masked
+        n = trajectory[0] if keep is None else reciprocal(a + before)  # where all so far are masked: not 0
         if not self.config.causal:
             n, y = two_sided(a, x, start, keep, trajectory)
             green = n

@@ -20,12 +20,12 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOut
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import capture_outputs
 
 from .cache_resnet_bk import ResNetBKCache
 from .configuration_resnet_bk import ResNetBKConfig
-from .experts import LearnedRouter, ResNetBKExperts, ResNetBKMoE, ScatteringRouter, load_balance
-from .mixer import ResNetBKMixer, prime_bumps
+from .experts import ResNetBKExperts, ResNetBKMoE, ScatteringRouter, load_balance
+from .mixer import ResNetBKMixer, prime_bumps, scattering_phase
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -54,7 +54,6 @@ class ResNetBKLayer(GradientCheckpointingLayer):
     def __init__(self, config: ResNetBKConfig, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
-        self.needs_phase = config.use_scattering_router or config.use_act
         self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
         self.mixer = ResNetBKMixer(config)
         self.moe = ResNetBKMoE(config)
@@ -84,14 +83,13 @@ class ResNetBKLayer(GradientCheckpointingLayer):
         past = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         normed = self.norm(hidden)
         mixed, green = self.mixer(normed, keep, bumps, past)
-        phase = torch.atan2(green[..., 0], -green[..., 1]).mean(-1) / math.pi if self.needs_phase else None
         active = None if survival is None else survival > HALTED
-        answer, logits = self.moe(normed, phase, active)
+        answer, logits = self.moe(normed, green, active)
         update = mixed + self.dropout(answer)
         if survival is not None:
             share = ((survival - HALTED) / (1 - HALTED)).clamp_min(0)
             update = update * share[..., None].to(update.dtype)
-            survival = survival if self.halting is None else survival * (1 - self.halting(phase))
+            survival = survival if self.halting is None else survival * (1 - self.halting(green))
         return hidden + update, survival, logits
 
 
@@ -104,9 +102,9 @@ class Halting(nn.Module):
         self.slope = nn.Parameter(torch.empty(1))
         self.bias = nn.Parameter(torch.empty(1))
 
-    def forward(self, phase: Tensor) -> Tensor:
-        """Return (B, N) for phases (B, N)."""
-        return torch.sigmoid(self.slope * (self.threshold - phase) + self.bias)
+    def forward(self, green: Tensor) -> Tensor:
+        """Return (B, N) for Green's functions (B, N, H, 2)."""
+        return torch.sigmoid(self.slope * (self.threshold - scattering_phase(green)) + self.bias)
 
 
 class ResNetBKPreTrainedModel(PreTrainedModel):
@@ -120,10 +118,7 @@ class ResNetBKPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["eta_raw", "energy", "b_raw", "bump_gain"]
     _can_compile_fullgraph = True
-    _can_record_outputs: ClassVar[dict[str, Any]] = {
-        "hidden_states": ResNetBKLayer,
-        "router_logits": OutputRecorder(ResNetBKLayer, index=2),
-    }
+    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": ResNetBKLayer}
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
@@ -155,7 +150,9 @@ class ResNetBKPreTrainedModel(PreTrainedModel):
         eta = torch.logspace(0, math.log10(self.config.eta_init), channels, dtype=single)
         width = (eta - self.config.eta_min).clamp_min(1e-3)
         init.copy_(mixer.eta_raw, width + (-(-width).expm1()).log())  # inverse of softplus
-        init.copy_(mixer.energy, torch.linspace(-1, 1, channels, dtype=single) if channels > 1 else torch.zeros(1))
+        init.copy_(
+            mixer.energy, torch.linspace(-1, 1, channels, dtype=single) if channels > 1 else torch.zeros(1)
+        )
         init.zeros_(mixer.b_raw)
         init.ones_(mixer.bk_scale)
         if self.config.use_prime_bump:
@@ -186,6 +183,7 @@ class ResNetBKModel(ResNetBKPreTrainedModel):
         past_key_values: ResNetBKCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
         **kwargs: Any,
     ) -> ResNetBKModelOutput:
         """Return the last hidden states.
@@ -197,7 +195,8 @@ class ResNetBKModel(ResNetBKPreTrainedModel):
             past_key_values: State after the tokens before; advanced in place.
             inputs_embeds: (B, N, d).
             use_cache: Whether to return the state after the last token.
-            kwargs: output_hidden_states, output_router_logits and return_dict.
+            output_router_logits: Whether to return each layer's router logits, (B · N, M).
+            kwargs: output_hidden_states and return_dict.
 
         Raises:
             ValueError: Neither or both of ids and embeddings, an id outside the vocabulary, or a mask of
@@ -211,20 +210,23 @@ class ResNetBKModel(ResNetBKPreTrainedModel):
         hidden = self._embedded(input_ids, inputs_embeds)
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         keep = checked_mask(attention_mask, hidden.shape[0], seen, hidden.shape[1])
-        position = self._positions(position_ids, keep, seen, hidden)
+        if position_ids is None:
+            position_ids = positions(keep, seen, hidden)
         keep = None if keep is None else keep[:, seen:]
         if self.config.position_embedding == "learned":
-            hidden = hidden + self.embed_positions(position.clamp(0, self.config.n_seq - 1))
+            hidden = hidden + self.embed_positions(position_ids.clamp(0, self.config.n_seq - 1))
         hidden = self.dropout(hidden)
-        bumps = self._bumps(position)
+        bumps = self._bumps(position_ids) if self.config.use_prime_bump else None
         survival = torch.ones(hidden.shape[:2], device=hidden.device) if self.config.use_act else None
-        depth = []
+        depth, routes = [], []
         for layer in self.layers:
             depth.append(survival)
-            hidden, survival, _ = layer(hidden, survival, keep, bumps, past_key_values=past_key_values)
+            hidden, survival, route = layer(hidden, survival, keep, bumps, past_key_values=past_key_values)
+            routes.append(route)
         return ResNetBKModelOutput(
             last_hidden_state=self.norm(hidden),
             past_key_values=past_key_values if use_cache else None,
+            router_logits=tuple(routes) if output_router_logits else None,
             mean_depth=mean_depth(depth, keep) if self.config.use_act else None,
         )
 
@@ -242,31 +244,24 @@ class ResNetBKModel(ResNetBKPreTrainedModel):
             largest, rows = int(input_ids.max()), self.embed_tokens.num_embeddings
             if largest >= rows:
                 raise ValueError(
-                    f"token id {largest} in input_ids, but the model has {rows} embeddings; create it with the "
-                    "tokenizer's vocab_size or resize_token_embeddings"
+                    f"token id {largest} in input_ids, but the model has {rows} embeddings: create it with "
+                    "tokenizer=… or call resize_token_embeddings"
                 )
         embedded: Tensor = self.embed_tokens(input_ids)
         return embedded
 
-    def _positions(
-        self, position_ids: Tensor | None, keep: Tensor | None, seen: int, hidden: Tensor
-    ) -> Tensor | None:
-        """Count kept tokens, where positions matter at all: (B, N) or (1, N)."""
-        if self.config.position_embedding == "none" and not self.config.use_prime_bump:
-            return None
-        if position_ids is not None:
-            return position_ids
-        if keep is None:
-            return torch.arange(seen, seen + hidden.shape[1], device=hidden.device)[None]
-        return (keep.long().cumsum(1) - 1).clamp_min(0)[:, seen:]
-
-    def _bumps(self, position: Tensor | None) -> Tensor | None:
-        if not self.config.use_prime_bump:
-            return None
-        last = int(position.max()) + 1 if position.numel() else 0
-        size = 1 << max(4, last.bit_length())
+    def _bumps(self, position: Tensor) -> Tensor:
+        largest = int(position.max()) + 1 if position.numel() else 0
+        size = 1 << max(4, largest.bit_length())
         table = prime_bumps(size, self.config.k_max, self.config.epsilon)
         return table.to(position.device)[position + 1]
+
+
+def positions(keep: Tensor | None, seen: int, hidden: Tensor) -> Tensor:
+    """Count kept tokens: (B, N), or (1, N) without a mask."""
+    if keep is None:
+        return torch.arange(seen, seen + hidden.shape[1], device=hidden.device)[None]
+    return (keep.long().cumsum(1) - 1).clamp_min(0)[:, seen:]
 
 
 def checked_mask(mask: Tensor | None, batch: int, seen: int, length: int) -> Tensor | None:
@@ -345,16 +340,17 @@ class ResNetBKLMHead(ResNetBKPreTrainedModel):
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = aux_loss = None
+        aux_loss = loss = None
         if outputs.router_logits:
             new = None if attention_mask is None else attention_mask[:, -outputs.last_hidden_state.shape[1] :]
             aux_loss = load_balance(outputs.router_logits, self.config.top_k, new)
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-            if balanced:
-                loss = loss + self.config.router_aux_loss_coef * aux_loss
-            if self.config.use_act and self.config.act_loss_coef:
-                loss = loss + self.config.act_loss_coef * outputs.mean_depth
+            for weight, term in (
+                (self.config.router_aux_loss_coef * self.training, aux_loss),
+                (self.config.act_loss_coef, outputs.mean_depth),
+            ):
+                loss = loss + weight * term if weight and term is not None else loss
         return ResNetBKLMOutput(
             loss=loss,
             aux_loss=aux_loss,
@@ -375,7 +371,9 @@ class ResNetBKForCausalLM(ResNetBKLMHead, GenerationMixin):
 
     def __init__(self, config: ResNetBKConfig) -> None:
         if not config.causal:
-            raise ValueError("causal is False; ResNetBKForCausalLM needs True (ResNetBKForMaskedLM is for False)")
+            raise ValueError(
+                "causal is False; ResNetBKForCausalLM needs True (ResNetBKForMaskedLM is for False)"
+            )
         super().__init__(config)
 
     @classmethod
@@ -395,8 +393,8 @@ class ResNetBKForCausalLM(ResNetBKLMHead, GenerationMixin):
             raise ValueError("generate continues the last token of every row: pad on the left")
         if generation_config.cache_implementation is not None:
             raise ValueError(
-                f"cache_implementation={generation_config.cache_implementation!r}: ResNet-BK has one cache, of "
-                "fixed size; leave it out"
+                f"cache_implementation={generation_config.cache_implementation!r}: ResNet-BK has one cache, "
+                "of fixed size; leave it out"
             )
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = ResNetBKCache(self.config)

@@ -63,7 +63,7 @@ def create_resnet_bk_for_hf(
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-    **overrides: Any,  # noqa: ANN401 - fields of the configuration, which checks them
+    **overrides: Any,
 ) -> ResNetBKForCausalLM:
     """Make a randomly initialised model of a documented size.
 
@@ -85,7 +85,7 @@ def create_resnet_bk_for_hf(
         special = ("pad_token_id", "bos_token_id", "eos_token_id")
         fields |= {"vocab_size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in special}
     with torch.device(device or "cpu"):
-        model = ResNetBKForCausalLM._from_config(  # noqa: SLF001 - what AutoModel.from_config calls
+        model: ResNetBKForCausalLM = ResNetBKForCausalLM._from_config(  # noqa: SLF001 - what AutoModel.from_config calls
             ResNetBKConfig(**fields | overrides), dtype=dtype or torch.float32
         )
     return model

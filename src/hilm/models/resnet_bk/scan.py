@@ -1,7 +1,8 @@
 """The two recurrences of ResNet-BK as PyTorch operators, in O(N) work and about 4 sqrt(N) dependent steps.
 
 A tridiagonal operator T = b(S + S*) + diag(v) is eliminated from left to right at energy E + i eta. With
-a = (eta + i(v - E)) / b, the scaled Green's function n = -i b [(T - z)^-1]_ii of the growing leading block obeys
+a = (eta + i(v - E)) / b, the scaled Green's function n = -i b [(T - z)^-1]_ii of the growing leading block
+obeys
 
     n_i = 1 / (a_i + n_{i-1})                  Re a > 0, hence Re n > 0: a contraction, which needs no clamp
     y_i = i n_i (x_i - y_{i-1})                last row of (T - z)^-1 applied to b x
@@ -18,8 +19,8 @@ import re
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 RESCALE_EVERY = 8
 NAMESPACE = re.sub(r"\W", "_", __name__)
@@ -124,7 +125,7 @@ def linear(alpha: Tensor, u: Tensor, start: Tensor) -> Tensor:
 
 def reverse_linear(alpha: Tensor, grad: Tensor) -> Tensor:
     """Adjoint recurrence mu_i = grad_i + conj(alpha_{i+1}) mu_{i+1}, shapes as in :func:`linear`."""
-    after = F.pad(alpha[:, 1:], (0, 0, 0, 1)).conj_physical().flip(1)
+    after = functional.pad(alpha[:, 1:], (0, 0, 0, 1)).conj_physical().flip(1)
     return linear(after, grad.flip(1), torch.zeros_like(grad[:, 0])).flip(1)
 
 
@@ -147,9 +148,7 @@ def decay(n: Tensor, keep: Tensor | None) -> Tensor:
 @torch.library.custom_op(f"{NAMESPACE}::fraction_scan", mutates_args=())
 def fraction_scan(a: Tensor, start: Tensor, keep: Tensor | None) -> Tensor:
     """Run :func:`fraction` on real pairs: (B, N, H, 2), (B, H, 2), (B, N) → (B, N, H, 2)."""
-    return torch.view_as_real(
-        fraction(paired(a), paired(start), keep)
-    ).contiguous()
+    return torch.view_as_real(fraction(paired(a), paired(start), keep)).contiguous()
 
 
 @torch.library.custom_op(f"{NAMESPACE}::fraction_scan_backward", mutates_args=())
@@ -171,7 +170,17 @@ def fraction_scan_backward(
 
 @torch.library.custom_op(f"{NAMESPACE}::value_scan", mutates_args=())
 def value_scan(n: Tensor, x: Tensor, start: Tensor, keep: Tensor | None) -> Tensor:
-    """Run y_i = i n_i (x_i - y_{i-1}): pairs (B, N, H, 2), real (B, N, H, K), pairs (B, H, K, 2) → (B, N, H, K, 2)."""
+    """Run y_i = i n_i (x_i - y_{i-1}).
+
+    Args:
+        n: (B, N, H, 2) pairs.
+        x: (B, N, H, K) real.
+        start: (B, H, K, 2) pairs, y_0.
+        keep: (B, N) bool; False repeats y_{i-1}.
+
+    Returns:
+        (B, N, H, K, 2) pairs.
+    """
     turned = paired(n) * 1j
     if keep is not None:
         turned = torch.where(keep[..., None], turned, 0.0)
@@ -200,14 +209,12 @@ def value_scan_backward(
     return torch.view_as_real(grad_n), grad_x, torch.view_as_real(grad_start.resolve_conj())
 
 
-fraction_scan.register_fake(lambda a, start, keep: torch.empty_like(a))
+fraction_scan.register_fake(lambda a, *_: torch.empty_like(a))
 fraction_scan_backward.register_fake(
-    lambda grad, values, start, keep: (torch.empty_like(values), torch.empty_like(start))
+    lambda _, values, start, *__: tuple(map(torch.empty_like, (values, start)))
 )
-value_scan.register_fake(lambda n, x, start, keep: x.new_empty((*x.shape, 2)))
-value_scan_backward.register_fake(
-    lambda grad, n, x, start, keep, values: (torch.empty_like(n), torch.empty_like(x), torch.empty_like(start))
-)
+value_scan.register_fake(lambda _, x, *__: x.new_empty((*x.shape, 2)))
+value_scan_backward.register_fake(lambda _, n, x, start, *__: tuple(map(torch.empty_like, (n, x, start))))
 
 
 def save_fraction(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
