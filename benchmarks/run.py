@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("startup", "streaming", "archive", "fingerprint", "units", "search", "sampling", "demo", "resnet_bk")
+BENCHMARKS = (
+    "startup",
+    "streaming",
+    "archive",
+    "fingerprint",
+    "units",
+    "search",
+    "sampling",
+    "demo",
+    "resnet_bk",
+)
 
 
 def claim(name: str) -> str:

@@ -407,9 +407,9 @@ def test_what_is_wrong_is_said():
         made(torch.tensor([[41]]))
     with pytest.raises(ValueError, match=r"\(2, 4\); it must be \(2, 5\)"):
         made(ids, attention_mask=torch.ones(2, 4))
+    cache = ResNetBKCache(made.config)
+    made(ids[:, :3], past_key_values=cache)
     with pytest.raises(ValueError, match=r"must be \(2, 8\): batch, 3 tokens in the cache \+ 5 new"):
-        cache = ResNetBKCache(made.config)
-        made(ids[:, :3], past_key_values=cache)
         made(ids, attention_mask=torch.ones(2, 5), past_key_values=cache)
     with pytest.raises(ValueError, match="exactly one"):
         made()

@@ -54,16 +54,14 @@ class ResNetBKExperts(nn.Module):
         """
         if torch.compiler.is_compiling():  # groups of unknown size cannot be compiled
             return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden, chosen, weights)
-        out = torch.zeros_like(hidden)
+        out, up, down = torch.zeros_like(hidden), self.up_proj, self.down_proj
         fewest = min(len(hidden), GROUP_ROWS)
         for expert in range(self.num_experts):
             token, slot = torch.where(chosen == expert)
             if not len(token):
                 continue
             rows = hidden[functional.pad(token, (0, max(0, fewest - len(token))))]
-            answer = functional.linear(
-                self.act_fn(functional.linear(rows, self.up_proj[expert])), self.down_proj[expert]
-            )
+            answer = functional.linear(self.act_fn(functional.linear(rows, up[expert])), down[expert])
             answer = answer[: len(token)] * weights[token, slot, None]
             out.index_add_(0, token, answer.to(out.dtype))
         return out
