@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def inspect(model: str, *, everything: bool, revision: str | None) -> None:
     """Show what a checkpoint holds, read from its headers alone: no weights are loaded.
 
-    MODEL is a folder, a weight file (safetensors, PyTorch, GGUF), a Hub id or a URL.
+    MODEL is a folder, a weight file (safetensors, PyTorch, GGUF, ONNX), a Hub id or a URL.
     """
     output.emit(
         hilm.inspect(options.at_revision(model, revision)),

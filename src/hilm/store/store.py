@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hilm.errors import NotAStore, StorageError, UnknownModel, UsageError
 from hilm.store.reading import no_progress
-from hilm.weights.folder import is_hub_id, is_remote
+from hilm.weights.folder import is_hub_id, is_remote, split_variant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -206,7 +206,7 @@ class Store:
             UnknownModel: Nothing of these.
         """
         text = os.fspath(model)
-        if os.path.exists(model) or is_remote(text):  # noqa: PTH110 - may be text that is no path
+        if os.path.exists(split_variant(text)[0]) or is_remote(text):  # noqa: PTH110 - may be text that is no path
             return None
         try:
             return self.row(text)

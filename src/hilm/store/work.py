@@ -261,7 +261,7 @@ def describe(checkpoint: Checkpoint, name: str, digests: tuple[bytes, ...]) -> d
         "uri": checkpoint.uri,
         "commit": checkpoint.state.hex(),
         "format": checkpoint.format,
-        "kind": "adapter" if "base_model_name_or_path" in config else "model",
+        "kind": checkpoint.kind,
         "architecture": _architecture(config),
         "declared_base": base or None,
         "files": [

@@ -18,11 +18,12 @@ from hilm.errors import UsageError
 from hilm.weights.blocks import Block, read_blocks
 from hilm.weights.content import content_key
 from hilm.weights.dtypes import decode
-from hilm.weights.folder import MAX_CONFIG, Location, locate
-from hilm.weights.formats import list_tensors
+from hilm.weights.folder import locate
+from hilm.weights.formats import open_listings
 from hilm.weights.places import read_json
 from hilm.weights.strided import OrderedSource, read_strided
-from hilm.weights.tensor_table import check_splits, merge_listings
+from hilm.weights.tensor_table import merge_listings
+from hilm.weights.weight_files import MAX_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from hilm.weights.byte_source import Reader
     from hilm.weights.tensor import TensorInfo
+    from hilm.weights.weight_files import Location
 
 REORDERED = 4
 """Tensors not stored in order that are kept in memory, in order, at a time."""
@@ -61,8 +63,9 @@ class Checkpoint:
         place: Where its files are.
         alone: Whether it is one file in a folder of strangers.
         declared_base: Models that its card on the Hub says it was made from.
-        format: ``safetensors``, ``torch`` or ``gguf``.
-        files: Weight files in name order.
+        format: ``safetensors``, ``torch``, ``gguf`` or ``onnx``; in a pipeline that of the first file.
+        kind: ``model``, ``adapter`` or ``pipeline``.
+        files: Weight files in name order, those that hold tensors of others last.
         tensors: Tensors in storage order, by name.
         metadata: Text pairs stored beside the tensors.
         notes: Irregularities that were tolerated.
@@ -71,21 +74,18 @@ class Checkpoint:
     def __init__(self, location: Location) -> None:
         self.name, self.uri, self.place = location.name, location.uri, location.place
         self.alone, self.declared_base = location.alone, location.declared_base
-        self.format = location.format
+        self.format, self.kind = location.format, location.kind
         self._pinned = location.pinned
         notes = [f"{name} is not part of the checkpoint" for name in location.unused]
-        self._sources = self.place.open(location.weights)
+        names, self._sources, listings = open_listings(location)
         try:
-            listings = [list_tensors(source, self.format) for source in self._sources]
-            if self.format == "gguf":
-                check_splits(listings)
-            tensors, self._scattered = merge_listings(location.weights, listings, location.shard_of, notes)
+            tensors, self._scattered = merge_listings(names, listings, location.shard_of, notes)
         except BaseException:
             self.close()
             raise
         self.files = tuple(
             FileInfo(name, source.size, self.place.sha256(name))
-            for name, source in zip(location.weights, self._sources, strict=True)
+            for name, source in zip(names, self._sources, strict=True)
         )
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
         self.metadata = {key: text for listing in listings for key, text in listing.metadata.items()}
@@ -231,6 +231,8 @@ def open_checkpoint(
     revision: str | None = None,
     token: str | None = None,
     offline: bool | None = None,
+    weights_file: str | None = None,
+    variant: str | None = None,
 ) -> Checkpoint:
     """Open a folder, weight file, index file, Hub id or URL; no weights are read and no code is run.
 
@@ -239,9 +241,20 @@ def open_checkpoint(
         revision: Branch, tag or commit on the Hub.
         token: For the Hub, instead of ``HF_TOKEN`` or the stored login.
         offline: Use the local cache of the Hub only; as ``HF_HUB_OFFLINE`` says when None.
+        weights_file: The one file meant, of a folder or repository.
+        variant: Take files that carry it in their names, as ``model.fp16.safetensors`` does.
 
     Raises:
         InputError: Whatever is wrong with what is there; see ``hilm.errors`` for the kinds.
         NetworkError: The Hub or the server does not have it, or does not answer.
     """
-    return Checkpoint(locate(target, revision=revision, token=token, offline=offline))
+    return Checkpoint(
+        locate(
+            target,
+            revision=revision,
+            token=token,
+            offline=offline,
+            weights_file=weights_file,
+            variant=variant,
+        )
+    )

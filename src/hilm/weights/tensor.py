@@ -60,11 +60,13 @@ class Listing:
         entries: Its tensors in file order.
         metadata: Text pairs beside them.
         notes: What was left out or tolerated.
+        outside: Tensors that lie in files beside it, by the file's name.
     """
 
     entries: tuple[Entry, ...]
     metadata: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    outside: dict[str, tuple[Entry, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
