@@ -14,7 +14,7 @@ from tests.models.resnet_bk.tiny import config
     [
         ("vocab_size", 0), ("d_model", 2.5), ("n_layers", "8"), ("num_experts", True), ("low_rank", 0),
         ("top_k", 4), ("bk_channels", 5), ("dropout_p", 1.0), ("epsilon", -0.1), ("schatten_threshold", 0),
-        ("scattering_scale", 0.0), ("k_max", 0), ("act_halt_threshold", 1.0), ("v_max", 0), ("eta_min", 0.001),
+        ("scattering_scale", 0.0), ("k_max", 0), ("act_halt_threshold", 1.0), ("v_max", 0), ("eta_min", 1e-3),
         ("eta_init", 0.01), ("right_closure", "open"), ("core_dtype", "float16"), ("use_act", 1),
         ("position_embedding", "rotary"), ("prime_bump_scale", -1.0), ("router_aux_loss_coef", float("nan")),
     ],

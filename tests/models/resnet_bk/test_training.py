@@ -23,8 +23,8 @@ ROWS = [
 def train(folder, steps=8, made=None, resume=None, **options):
     settings = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, save_steps=4, logging_steps=1, report_to="none", use_cpu=True,
-        disable_tqdm=True, seed=0, **settings | options,
+        output_dir=str(folder), max_steps=steps, save_steps=4, logging_steps=1, report_to="none",
+        use_cpu=True, disable_tqdm=True, seed=0, **settings | options,
     )  # fmt: skip
     trainer = Trainer(
         model=model(use_act=True, scale=1.0) if made is None else made, args=arguments, train_dataset=ROWS

@@ -75,11 +75,6 @@ def prime_bumps(size: int, k_max: int, epsilon: float) -> Tensor:
     return table / table.max()
 
 
-def backwards(values: Tensor) -> Tensor:
-    """Reverse the order of tokens."""
-    return values.flip(1)
-
-
 class Operator(NamedTuple):
     """Coefficients of a layer's operators, (H,) each.
 
