@@ -29,7 +29,7 @@ logger = logging.getLogger("hilm.hub")
 
 def resnet_bk_custom(**fields: Any) -> ResNetBKForCausalLM:
     """Make a randomly initialised model of any configuration, for example ``d_model=512, n_layers=12``."""
-    return _announced(resnet_bk.ResNetBKForCausalLM(resnet_bk.ResNetBKConfig(**fields)))
+    return _announced(resnet_bk.ResNetBKForCausalLM(resnet_bk.checked_config(**fields)))
 
 
 def _announced(model: ResNetBKForCausalLM) -> ResNetBKForCausalLM:

@@ -1,7 +1,7 @@
 """ResNet-BK computes what it says, and costs what a linear-time model should.
 
-Compared with a GPT-2 of the same depth and width, parameters within 2 % (positions not counted: a table costs no
-time) and torch's scaled dot product attention. One thread; times are processor time, medians of pairs.
+Compared with a GPT-2 of the same depth and width, parameters within 2 % (positions not counted: a table costs
+no time) and torch's scaled dot product attention. One thread; times are processor time, medians of pairs.
 
 Run: python benchmarks/resnet_bk.py
 """
@@ -53,6 +53,9 @@ def gpt2() -> GPT2LMHeadModel:
         n_layer=LAYERS,
         n_head=4,
         activation_function="gelu_pytorch_tanh",  # the fused one
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
         bos_token_id=1,
         eos_token_id=2,
         attn_implementation="sdpa",

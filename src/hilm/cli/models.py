@@ -19,22 +19,19 @@ if TYPE_CHECKING:
 SIZES = ("1M", "10M", "100M", "1B", "10B")
 
 
-@click.group("model")
-def model() -> None:
-    """Make models."""
-
-
-@model.command(
-    "new", cls=options.Command, examples=("hilm model new --size 1M ./tiny", "hilm model new ./tiny --json")
+@click.command(
+    cls=options.Command, examples=("hilm model new --size 1M ./tiny", "hilm model new ./tiny --json")
 )
+@click.argument("action", metavar="new", type=click.Choice(("new",)))
 @click.option("--size", type=click.Choice(SIZES, case_sensitive=False), default="1M", show_default=True)
 @click.argument("out", type=click.Path(path_type=Path))
 @options.switches
-def new(out: Path, *, size: str) -> None:
+def model(action: str, out: Path, *, size: str) -> None:
     """Write a randomly initialised ResNet-BK language model to the new folder OUT.
 
     The folder carries its code: AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True) loads it.
     """
+    del action
     if out.exists():
         raise UsageError(f"{out} exists", hint="name a new folder")
     resnet_bk, logging = require("hilm.models.resnet_bk"), require("transformers.utils.logging")

@@ -403,13 +403,16 @@ def test_mourre_constants_of_every_operator():
 
 def test_what_is_wrong_is_said():
     made, ids = model(), tokens(2, 5)
-    with pytest.raises(ValueError, match=r"token id 41 .* 41 embeddings"):
-        made(torch.tensor([[41]]))
+    for wrong in (41, -100):
+        with pytest.raises(ValueError, match=rf"{wrong}.* 41 embeddings"):
+            made(torch.tensor([[5, wrong]]))
     with pytest.raises(ValueError, match=r"\(2, 4\); it must be \(2, 5\)"):
         made(ids, attention_mask=torch.ones(2, 4))
     cache = ResNetBKCache(made.config)
     made(ids[:, :3], past_key_values=cache)
     with pytest.raises(ValueError, match=r"must be \(2, 8\): batch, 3 tokens in the cache \+ 5 new"):
         made(ids, attention_mask=torch.ones(2, 5), past_key_values=cache)
+    with pytest.raises(ValueError, match=r"\(5,\); it must be \(batch, tokens\)"):
+        made(ids[0])
     with pytest.raises(ValueError, match="exactly one"):
         made()

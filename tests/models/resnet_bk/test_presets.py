@@ -60,3 +60,5 @@ def test_overrides_dtype_and_unknown_sizes():
     assert made.model.layers[0].mixer.energy.dtype == torch.float32
     with pytest.raises(ValueError, match="'2M'; there are 1M, 10M, 100M, 1B, 10B"):
         create_resnet_bk_for_hf("2M")
+    with pytest.raises(ValueError, match="no field d_modl"):
+        create_resnet_bk_for_hf("1M", d_modl=64)

@@ -61,6 +61,7 @@ def test_autocast_checkpointing_and_evaluation_together(tmp_path):
     assert losses(trainer)[-1] < losses(trainer)[0]
     metrics = trainer.evaluate(ROWS[:4])
     assert metrics["eval_loss"] < losses(trainer)[0]
+    assert trainer.predict(ROWS[:4]).predictions[0].shape == (4, 12, 41)
 
 
 def test_low_rank_adapters_reach_mixer_and_stacked_experts(tmp_path):

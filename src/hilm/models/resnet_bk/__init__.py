@@ -29,6 +29,7 @@ from hilm.models.resnet_bk.modeling_resnet_bk import (  # noqa: E402 - the same
 from hilm.models.resnet_bk.presets import (  # noqa: E402 - the same
     PRESETS,
     ModelSize,
+    checked_config,
     create_resnet_bk_for_hf,
     describe,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "ResNetBKForSequenceClassification",
     "ResNetBKForTokenClassification",
     "ResNetBKModel",
+    "checked_config",
     "create_resnet_bk_for_hf",
     "describe",
     "save_with_code",

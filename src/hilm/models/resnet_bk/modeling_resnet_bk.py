@@ -150,9 +150,8 @@ class ResNetBKPreTrainedModel(PreTrainedModel):
         eta = torch.logspace(0, math.log10(self.config.eta_init), channels, dtype=single)
         width = (eta - self.config.eta_min).clamp_min(1e-3)
         init.copy_(mixer.eta_raw, width + (-(-width).expm1()).log())  # inverse of softplus
-        init.copy_(
-            mixer.energy, torch.linspace(-1, 1, channels, dtype=single) if channels > 1 else torch.zeros(1)
-        )
+        energy = torch.linspace(-1, 1, channels, dtype=single)
+        init.copy_(mixer.energy, energy if channels > 1 else 0 * energy)
         init.zeros_(mixer.b_raw)
         init.ones_(mixer.bk_scale)
         if self.config.use_prime_bump:
@@ -199,8 +198,8 @@ class ResNetBKModel(ResNetBKPreTrainedModel):
             kwargs: output_hidden_states and return_dict.
 
         Raises:
-            ValueError: Neither or both of ids and embeddings, an id outside the vocabulary, or a mask of
-                another shape.
+            ValueError: Neither or both of ids and embeddings, an id outside the vocabulary, or ids or a mask
+                of another shape.
         """
         del kwargs
         if not self.config.causal:
@@ -240,12 +239,15 @@ class ResNetBKModel(ResNetBKPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if input_ids is None:
             return inputs_embeds
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids is {tuple(input_ids.shape)}; it must be (batch, tokens)")
         if input_ids.is_cpu and input_ids.numel() and not torch.compiler.is_compiling():
-            largest, rows = int(input_ids.max()), self.embed_tokens.num_embeddings
-            if largest >= rows:
+            rows = self.embed_tokens.num_embeddings
+            low, high = map(int, input_ids.aminmax())
+            if low < 0 or high >= rows:
                 raise ValueError(
-                    f"token id {largest} in input_ids, but the model has {rows} embeddings: create it with "
-                    "tokenizer=… or call resize_token_embeddings"
+                    f"input_ids from {low} to {high}, but the model has {rows} embeddings, from 0: create it "
+                    "with tokenizer=… or call resize_token_embeddings"
                 )
         embedded: Tensor = self.embed_tokens(input_ids)
         return embedded
@@ -386,11 +388,13 @@ class ResNetBKForCausalLM(ResNetBKLMHead, GenerationMixin):
         """Start ``generate`` with an empty state, unless the caller brought one.
 
         Raises:
-            ValueError: Another kind of cache is asked for, or a text is padded on the right.
+            ValueError: Another kind of cache is asked for, or a text is empty or padded on the right.
         """
         mask = model_kwargs.get("attention_mask")
-        if mask is not None and mask.ndim == 2 and mask.shape[1] and not bool(mask[:, -1].all()):
-            raise ValueError("generate continues the last token of every row: pad on the left")
+        if mask is not None and not (mask.shape[-1] and bool(mask[:, -1].all())):
+            raise ValueError(
+                "generate continues the last token of every row: there must be one, pad on the left"
+            )
         if generation_config.cache_implementation is not None:
             raise ValueError(
                 f"cache_implementation={generation_config.cache_implementation!r}: ResNet-BK has one cache, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,7 @@ PRESETS: Mapping[str, Mapping[str, int]] = {
 """Documented label → what differs from the defaults of :class:`ResNetBKConfig`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class ModelSize:
     """What a model weighs, counted on the model itself.
 
@@ -56,6 +56,19 @@ def describe(config: ResNetBKConfig) -> ModelSize:
     return ModelSize(label, total, total - config.n_layers * idle, config.n_layers * state)
 
 
+def checked_config(**fields: Any) -> ResNetBKConfig:
+    """Make a configuration of known fields only: a saved one may carry others, a misspelt one must not pass.
+
+    Raises:
+        ValueError: There is no such field, or one is wrong.
+    """
+    known = {field.name for field in dataclasses.fields(ResNetBKConfig)} | set(ResNetBKConfig.attribute_map)
+    unknown = sorted(fields.keys() - known)
+    if unknown:
+        raise ValueError(f"ResNetBKConfig has no field {', '.join(unknown)}")
+    return ResNetBKConfig(**fields)
+
+
 def create_resnet_bk_for_hf(
     model_size: str = "1M",
     *,
@@ -76,7 +89,7 @@ def create_resnet_bk_for_hf(
         overrides: Further fields of :class:`ResNetBKConfig`.
 
     Raises:
-        ValueError: No such size, or a field is wrong.
+        ValueError: There is no such size or field, or a field is wrong.
     """
     if model_size not in PRESETS:
         raise ValueError(f"there is no size {model_size!r}; there are {', '.join(PRESETS)}")
@@ -86,6 +99,6 @@ def create_resnet_bk_for_hf(
         fields |= {"vocab_size": len(tokenizer)} | {name: getattr(tokenizer, name) for name in special}
     with torch.device(device or "cpu"):
         model: ResNetBKForCausalLM = ResNetBKForCausalLM._from_config(  # noqa: SLF001 - what AutoModel.from_config calls
-            ResNetBKConfig(**fields | overrides), dtype=dtype or torch.float32
+            checked_config(**fields | overrides), dtype=dtype or torch.float32
         )
     return model
