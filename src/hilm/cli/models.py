@@ -23,7 +23,13 @@ SIZES = ("1M", "10M", "100M", "1B", "10B")
     cls=options.Command, examples=("hilm model new --size 1M ./tiny", "hilm model new ./tiny --json")
 )
 @click.argument("action", metavar="new", type=click.Choice(("new",)))
-@click.option("--size", type=click.Choice(SIZES, case_sensitive=False), default="1M", show_default=True)
+@click.option(
+    "--size",
+    type=click.Choice(SIZES, case_sensitive=False),
+    default="1M",
+    metavar="SIZE",
+    help=f"{', '.join(SIZES)}. [default: 1M]",
+)
 @click.argument("out", type=click.Path(path_type=Path))
 @options.switches
 def model(action: str, out: Path, *, size: str) -> None:

@@ -388,13 +388,11 @@ class ResNetBKForCausalLM(ResNetBKLMHead, GenerationMixin):
         """Start ``generate`` with an empty state, unless the caller brought one.
 
         Raises:
-            ValueError: Another kind of cache is asked for, or a text is empty or padded on the right.
+            ValueError: Another kind of cache is asked for, or a text is padded on the right.
         """
         mask = model_kwargs.get("attention_mask")
-        if mask is not None and not (mask.shape[-1] and bool(mask[:, -1].all())):
-            raise ValueError(
-                "generate continues the last token of every row: there must be one, pad on the left"
-            )
+        if mask is not None and not bool(mask[:, -1].all()):
+            raise ValueError("generate continues the last token of every row: pad on the left")
         if generation_config.cache_implementation is not None:
             raise ValueError(
                 f"cache_implementation={generation_config.cache_implementation!r}: ResNet-BK has one cache, "
