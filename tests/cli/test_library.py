@@ -67,3 +67,10 @@ def test_rm_asks_at_a_terminal(monkeypatch):
     assert ran.exit_code == 1
     assert ran.stdout.strip() == ""
     assert "forget kept and delete its reel?" in ran.stderr
+
+
+def test_show_draws_a_heat_map_of_a_path(hilm, house):
+    ran = hilm("show", "base", "--picture", "base.png", "--figure", "max", "--json")
+    assert (ran.code, ran.document["picture"], ran.document["figure"]) == (0, "base.png", "max")
+    assert (house / "base.png").read_bytes().startswith(b"\x89PNG")
+    assert hilm("show", "base", "--picture", "x.png", "--figure", "median").code == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -56,16 +56,35 @@ def stats(*, storage_dir: Path | None) -> None:
 
 @click.command(
     cls=options.Command,
-    examples=("hilm show bert-base", "hilm show bert-base --sheet bert.png --film bert.mp4"),
+    examples=(
+        "hilm show bert-base",
+        "hilm show bert-base --sheet bert.png --film bert.mp4",
+        "hilm show ./gpt2 --picture gpt2.png --figure outliers",
+    ),
 )
 @click.argument("model")
 @click.option("--sheet", type=click.Path(path_type=Path), metavar="PNG", help="Draw every tensor's picture.")
 @click.option("--film", type=click.Path(path_type=Path), metavar="MP4", help="Write the film of the weights.")
+@click.option(
+    "--picture", type=click.Path(path_type=Path), metavar="PNG", help="Draw the heat map of layers."
+)
+@click.option(
+    "--figure",
+    type=click.Choice(["std", "max", "outliers", "zeros", "mean"]),
+    default="std",
+    show_default=True,
+    help="What the heat map shows.",
+)
 @options.storage_dir
 @options.switches
-def show(model: str, *, sheet: Path | None, film: Path | None, storage_dir: Path | None) -> None:
-    """Show what the store knows about a model; with --sheet and --film, let one see it."""
-    output.emit(hilm.Store(storage_dir).show(model, sheet=sheet, film=film), described)
+def show(model: str, *, storage_dir: Path | None, **drawing: Any) -> None:  # noqa: ANN401 - of Store.show
+    """Show what the store knows about a model; with --sheet, --film and --picture, let one see it.
+
+    MODEL is the name of a model in the store; --sheet and --picture take a path, Hub id or URL as well.
+    """
+    with output.progress() as progress:
+        document = hilm.Store(storage_dir).show(model, **drawing, progress=progress)
+    output.emit(document, described)
 
 
 @click.command("rm", cls=options.Command, examples=("hilm rm bert-base", "hilm rm bert-base --yes --json"))

@@ -7,26 +7,54 @@ from typing import TYPE_CHECKING, Any
 
 from hilm.errors import InputError, NetworkError, UsageError
 from hilm.reel.decoder import Reel
+from hilm.reel.heatmap import draw_heatmap
 from hilm.reel.pictures import draw_checkpoint
 from hilm.reel.preview import contact_sheets
 from hilm.store.files import write_file
-from hilm.weights import open_checkpoint
+from hilm.weights import Checkpoint, open_checkpoint
+from hilm.weights.dtypes import DTYPES
+from hilm.weights.statistics import LayerStatistics
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    from hilm.store.reading import Progress
     from hilm.store.store import Store
 
 
 def show_model(
-    store: Store, model: str, *, sheet: str | PathLike[str] | None, film: str | PathLike[str] | None
+    store: Store,
+    model: str,
+    *,
+    sheet: str | PathLike[str] | None,
+    film: str | PathLike[str] | None,
+    picture: str | PathLike[str] | None,
+    figure: str,
+    progress: Progress,
 ) -> dict[str, Any]:
     """See ``Store.show``."""
-    row = store.row(model)
-    entries = store.catalog.rows("reels", {"name": model})
+    known = store.exists and store.catalog.models({"name": model})
+    if known or film is not None or (sheet is None and picture is None):
+        document, paths = _describe(store, store.row(model))
+    else:
+        document, paths = _describe_elsewhere(store.locate(model)), []
+    if sheet is not None:
+        document["sheets"] = [str(p) for p in _write_sheets(document, Path(sheet))]
+    if picture is not None:
+        statistics = _measure(document, progress)
+        write_file(Path(picture), draw_heatmap(statistics, model=document["model"], figure=figure))
+        document |= {"picture": str(picture), "figure": figure}
+    if film is not None:
+        document["film"] = str(_write_film(model, paths, Path(film)))
+    return document
+
+
+def _describe(store: Store, row: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
+    """What the store knows of a model, and its reels."""
+    entries = store.catalog.rows("reels", {"name": row["name"]})
     prints = store.catalog.rows("fingerprints", {"content_key": row["content_key"]})
     paths = [store.reels / entry["uri"] for entry in entries]
-    document = {
+    return {
         "model": row["name"],
         "uri": row["uri"],
         "parameters": row["parameters"],
@@ -41,27 +69,62 @@ def show_model(
             for p, e in zip(paths, entries, strict=True)
         ],
         "notes": row["notes"],
-    }
-    if sheet is not None:
-        document["sheets"] = [str(p) for p in _write_sheets(row, Path(sheet))]
-    if film is not None:
-        document["film"] = str(_write_film(model, paths, Path(film)))
-    return document
+    }, paths
 
 
-def _write_sheets(row: dict[str, Any], out: Path) -> list[Path]:
-    """Draw every tensor of the model's weights; further sheets are numbered."""
+def _describe_elsewhere(target: str) -> dict[str, Any]:
+    """What is told of a model that is not in the store."""
+    with open_checkpoint(target) as checkpoint:
+        return {
+            "model": checkpoint.name,
+            "uri": checkpoint.uri,
+            "parameters": checkpoint.total_parameters,
+            "bytes": sum(file.size for file in checkpoint.files),
+        }
+
+
+def _open_weights(document: dict[str, Any]) -> Checkpoint:
     try:
-        checkpoint = open_checkpoint(row["uri"])
+        return open_checkpoint(document["uri"])
     except (InputError, NetworkError) as error:
         raise UsageError(
-            f"the weights of {row['name']} are not at {row['uri']} any more",
+            f"the weights of {document['model']} are not at {document['uri']} any more",
             hint="hilm decode its reel first",
         ) from error
-    written = []
+
+
+def _measure(document: dict[str, Any], progress: Progress) -> LayerStatistics:
+    """Measure a model where it was, else as its archive holds it."""
+    statistics, done = LayerStatistics(), 0
+    try:
+        checkpoint = _open_weights(document)
+    except UsageError:
+        archives = [reel["reel"] for reel in document.get("reels", ()) if reel["mode"] == "archive"]
+        if not archives:
+            raise
+        _measure_reel(archives[-1], statistics)
+        return statistics
     with checkpoint:
+        for block in checkpoint.blocks():
+            statistics.update(block.info.name, block.info.shape, block.values)
+            done += block.stop - block.start
+            progress(done, checkpoint.total_parameters, block.info.name)
+    return statistics
+
+
+def _measure_reel(path: str, statistics: LayerStatistics) -> None:
+    with Reel.open(path) as reel:
+        for name, entry in reel.tensors.items():
+            if entry.get("alias_of") is None and DTYPES[entry["dtype"]].is_weight:
+                statistics.update(name, tuple(entry["shape"]), reel.tensor(name).reshape(-1))
+
+
+def _write_sheets(document: dict[str, Any], out: Path) -> list[Path]:
+    """Draw every tensor of the model's weights; further sheets are numbered."""
+    written = []
+    with _open_weights(document) as checkpoint:
         cells = ((info.name, frame) for info, frame, _ in draw_checkpoint(checkpoint))
-        sheets = contact_sheets(cells, model=row["name"], parameters=row["parameters"])
+        sheets = contact_sheets(cells, model=document["model"], parameters=document["parameters"])
         for number, png in enumerate(sheets):
             path = out if number == 0 else out.with_stem(f"{out.stem}-{number + 1}")
             write_file(path, png)

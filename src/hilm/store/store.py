@@ -280,22 +280,34 @@ class Store:
         }
 
     def show(
-        self, model: str, *, sheet: str | PathLike[str] | None = None, film: str | PathLike[str] | None = None
+        self,
+        model: str,
+        *,
+        sheet: str | PathLike[str] | None = None,
+        film: str | PathLike[str] | None = None,
+        picture: str | PathLike[str] | None = None,
+        figure: str = "std",
+        progress: Progress = no_progress,
     ) -> dict[str, Any]:
-        """Everything the store knows of one model; optionally its contact sheet and film.
+        """Everything the store knows of one model; optionally its contact sheet, film and heat map.
 
         Args:
-            model: Name of a model in the store.
+            model: Name of a model in the store; for a sheet or heat map also a path, Hub id or URL.
             sheet: PNG to write.
             film: MP4 to write.
+            picture: PNG to write: the heat map of the model's layers, all of its weights being read.
+            figure: What the heat map shows: std, max, outliers, zeros or mean.
+            progress: Called with values measured, values in all, and the current tensor.
 
         Raises:
             UnknownModel: No model of that name.
-            UsageError: It has no film, or neither weights nor archive to draw.
+            UsageError: It has no film, neither weights nor archive to draw, or there is no such figure.
         """
         from hilm.store.showing import show_model  # noqa: PLC0415 - only pictures need it
 
-        return show_model(self, model, sheet=sheet, film=film)
+        return show_model(
+            self, model, sheet=sheet, film=film, picture=picture, figure=figure, progress=progress
+        )
 
     def remove(self, model: str) -> dict[str, Any]:
         """Forget a model, and delete its reels where no other model is in them.
