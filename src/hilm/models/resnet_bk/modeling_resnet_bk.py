@@ -198,35 +198,30 @@ class ResNetBKModel(ResNetBKPreTrainedModel):
             kwargs: output_hidden_states and return_dict.
 
         Raises:
-            ValueError: Neither or both of ids and embeddings, an id outside the vocabulary, or ids or a mask
-                of another shape.
+            ValueError: Not one of ids and embeddings, an unknown id, or ids or a mask of another shape.
         """
         del kwargs
-        if not self.config.causal:
-            past_key_values = None
-        elif use_cache and past_key_values is None:
+        if use_cache and past_key_values is None:
             past_key_values = ResNetBKCache(self.config)
+        past_key_values = past_key_values if self.config.causal else None
         hidden = self._embedded(input_ids, inputs_embeds)
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         keep = checked_mask(attention_mask, hidden.shape[0], seen, hidden.shape[1])
-        if position_ids is None:
-            position_ids = positions(keep, seen, hidden)
+        hidden, bumps = self._placed(
+            hidden, positions(keep, seen, hidden) if position_ids is None else position_ids
+        )
         keep = None if keep is None else keep[:, seen:]
-        if self.config.position_embedding == "learned":
-            hidden = hidden + self.embed_positions(position_ids.clamp(0, self.config.n_seq - 1))
-        hidden = self.dropout(hidden)
-        bumps = self._bumps(position_ids) if self.config.use_prime_bump else None
         survival = torch.ones(hidden.shape[:2], device=hidden.device) if self.config.use_act else None
-        depth, routes = [], []
+        depth, routes = [survival], []
         for layer in self.layers:
-            depth.append(survival)
             hidden, survival, route = layer(hidden, survival, keep, bumps, past_key_values=past_key_values)
+            depth.append(survival)
             routes.append(route)
         return ResNetBKModelOutput(
             last_hidden_state=self.norm(hidden),
             past_key_values=past_key_values if use_cache else None,
             router_logits=tuple(routes) if output_router_logits else None,
-            mean_depth=mean_depth(depth, keep) if self.config.use_act else None,
+            mean_depth=mean_depth(depth[:-1], keep) if self.config.use_act else None,
         )
 
     def mourre_constants(self) -> Tensor:
@@ -252,11 +247,15 @@ class ResNetBKModel(ResNetBKPreTrainedModel):
         embedded: Tensor = self.embed_tokens(input_ids)
         return embedded
 
-    def _bumps(self, position: Tensor) -> Tensor:
+    def _placed(self, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Add learned positions; return the stream and the prime bumps, (B, N), of these positions."""
+        if self.config.position_embedding == "learned":
+            hidden = hidden + self.embed_positions(position.clamp(0, self.config.n_seq - 1))
+        if not self.config.use_prime_bump:
+            return self.dropout(hidden), None
         largest = int(position.max()) + 1 if position.numel() else 0
-        size = 1 << max(4, largest.bit_length())
-        table = prime_bumps(size, self.config.k_max, self.config.epsilon)
-        return table.to(position.device)[position + 1]
+        table = prime_bumps(1 << max(4, largest.bit_length()), self.config.k_max, self.config.epsilon)
+        return self.dropout(hidden), table.to(position.device)[position + 1]
 
 
 def positions(keep: Tensor | None, seen: int, hidden: Tensor) -> Tensor:
@@ -301,7 +300,7 @@ class ResNetBKLMHead(ResNetBKPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(
+    def forward(  # noqa: D417 - the other arguments are documented at ResNetBKModel
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -314,29 +313,23 @@ class ResNetBKLMHead(ResNetBKPreTrainedModel):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> ResNetBKLMOutput:
-        """Return logits, and with ``labels`` the loss; further arguments as in :meth:`ResNetBKModel.forward`.
+        """Return logits, and with ``labels`` the loss; other arguments as in :meth:`ResNetBKModel.forward`.
 
         Args:
-            input_ids: (B, N).
-            attention_mask: (B, past + N).
-            position_ids: (B, N).
-            past_key_values: Advanced in place.
-            inputs_embeds: (B, N, d).
             labels: (B, N); -100 is left out.
-            use_cache: Whether to return the state.
             output_router_logits: Whether to return the router's logits and the load balance.
-            logits_to_keep: Last positions to compute logits for, or their indices; 0 is all.
+            logits_to_keep: How many last positions, or which ones, to compute logits for; 0 is all.
             kwargs: Passed to the loss (num_items_in_batch) and to the model.
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
         balanced = self.training and labels is not None and self.config.router_aux_loss_coef > 0
         outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
             use_cache=use_cache,
             output_router_logits=output_router_logits or balanced,
             **kwargs,
@@ -348,20 +341,22 @@ class ResNetBKLMHead(ResNetBKPreTrainedModel):
             aux_loss = load_balance(outputs.router_logits, self.config.top_k, new)
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-            for weight, term in (
-                (self.config.router_aux_loss_coef * self.training, aux_loss),
-                (self.config.act_loss_coef, outputs.mean_depth),
-            ):
-                loss = loss + weight * term if weight and term is not None else loss
+            loss = self._penalised(loss, aux_loss if balanced else None, outputs.mean_depth)
+        names = {"past_key_values", "hidden_states", "mean_depth"} & outputs.keys()
+        routes = outputs.router_logits if output_router_logits else None
         return ResNetBKLMOutput(
             loss=loss,
             aux_loss=aux_loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            router_logits=outputs.router_logits if output_router_logits else None,
-            mean_depth=outputs.mean_depth,
+            router_logits=routes,
+            **{name: outputs[name] for name in names},
         )
+
+    def _penalised(self, loss: Tensor, balance: Tensor | None, depth: Tensor | None) -> Tensor:
+        """Add what unbalanced experts and many layers cost."""
+        if balance is not None:
+            loss = loss + self.config.router_aux_loss_coef * balance
+        return loss if depth is None else loss + self.config.act_loss_coef * depth
 
 
 class ResNetBKForCausalLM(ResNetBKLMHead, GenerationMixin):
