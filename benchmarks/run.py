@@ -32,6 +32,7 @@ BENCHMARKS = (
     "search",
     "sampling",
     "demo",
+    "resnet_bk",
 )
 
 
