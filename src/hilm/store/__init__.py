@@ -1,5 +1,6 @@
 """The public verbs, over one store: a folder with a catalog and reels."""
 
+from hilm.store.getting import get
 from hilm.store.reading import inspect, stream
 from hilm.store.reels import decode, read_tensor, verify
 from hilm.store.relations import diff
@@ -10,6 +11,7 @@ __all__ = [
     "decode",
     "diff",
     "encode",
+    "get",
     "index",
     "inspect",
     "read_tensor",

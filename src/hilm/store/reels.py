@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hilm.reel.decoder import Reel, decode_files
 from hilm.reel.verification import verify_reel
 from hilm.store.files import write_file
+from hilm.store.getting import safetensors_file
 from hilm.store.reading import no_progress
 from hilm.weights import open_checkpoint
-from hilm.weights.dtypes import ELEMENTS
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from hilm.store.reading import Progress
@@ -53,20 +51,21 @@ def decode(
 
 
 def _write_tensor(reel: Reel, name: str, folder: Path) -> Path:
-    words, entry = reel.words(name), reel.tensors[name]
-    dtype = entry["dtype"]
-    if dtype not in ELEMENTS:  # blocks of GGUF, for which safetensors has no name
-        dtype, words = "F32", reel.tensor(name).astype("<f4").view(np.uint8).reshape(-1)
-    place = {"dtype": dtype, "shape": entry["shape"], "data_offsets": [0, words.nbytes]}
-    header = json.dumps({name: place}).encode()
-    header += b" " * (-len(header) % 8)
+    entry = reel.entry(name)
     path = folder / (re.sub(r"[^\w.-]", "_", name).lstrip(".")[:200] + ".safetensors")
-    write_file(path, len(header).to_bytes(8, "little"), header, words.data)
+    write_file(path, *safetensors_file(name, entry["dtype"], entry["shape"], reel.words(name)))
     return path
 
 
-def read_tensor(reel: str | PathLike[str], name: str) -> NDArray[np.float32]:
+def read_tensor(
+    reel: str | PathLike[str], name: str, rows: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
     """Read one tensor of an archive as float32 in its own shape; nothing else is decoded.
+
+    Args:
+        reel: A file, or an http or https URL.
+        name: The tensor.
+        rows: First and last-plus-one row along its first axis; all by default.
 
     Raises:
         NotAReel: The file is something else.
@@ -74,7 +73,7 @@ def read_tensor(reel: str | PathLike[str], name: str) -> NDArray[np.float32]:
         VerificationError: The tensor is damaged.
     """
     with Reel.open(reel) as opened:
-        return opened.tensor(name)
+        return opened.tensor(name, rows)
 
 
 def verify(

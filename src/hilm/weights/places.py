@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hilm.weights.byte_source import ByteSource
+    from hilm.weights.http_source import HttpSource
     from hilm.weights.hub_files import HubRepository
 
 
@@ -165,16 +166,28 @@ class UrlPlace:
         Raises:
             OfflineError: The network may not be used.
         """
-        from hilm.weights.http_source import HttpSource  # noqa: PLC0415 - local files need no network code
-
-        if self.offline:
-            raise OfflineError(f"{self.label} is not a local file")
-        return [HttpSource.open(self.url) for _ in names]
+        return [open_url(self.url, offline=self.offline) for _ in names]
 
     def sha256(self, name: str) -> bytes | None:
         """Unknown."""
         del name
         return None
+
+
+def open_url(url: str, *, offline: bool | None = None, tail: int = 0) -> HttpSource:
+    """Open a remote file, and fetch its first bytes or its last ``tail``; None: as ``HF_HUB_OFFLINE`` says.
+
+    Raises:
+        OfflineError: The network may not be used.
+        NetworkError: As ``HttpSource``.
+    """
+    from hilm.weights.http_pool import shown  # noqa: PLC0415 - local files need no network code
+    from hilm.weights.http_source import HttpSource  # noqa: PLC0415 - the same
+    from hilm.weights.hub_files import is_true  # noqa: PLC0415 - the same
+
+    if is_true("HF_HUB_OFFLINE") if offline is None else offline:
+        raise OfflineError(f"{shown(url)} is not a local file")
+    return HttpSource.open(url, tail=tail)
 
 
 def read_small(place: Place, name: str, limit: int) -> bytes | None:
