@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hilm.reel.crc32c import crc32c
-from hilm.reel.pictures import draw_checkpoint
+from hilm.reel.pictures import drawables
 from hilm.reel.video import PIXEL_FORMAT, decode_preview, encode_preview
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def describe_front(video: bytes, frames: list[Frame]) -> Front:
 
 def _draw_tensors(checkpoint: Checkpoint, shown: list[Frame]) -> Iterator[NDArray[np.uint8]]:
     """Pixels of every tensor's frame; what the manifest needs to know of it is added to ``shown``."""
-    for info, frame, sampled in draw_checkpoint(checkpoint):
-        shown.append({"tensor": info.name, "scale": frame.scale, "sampled": sampled})
+    for tensor in drawables(checkpoint):
+        frame = tensor.draw()
+        shown.append({"tensor": tensor.name, "scale": frame.scale, "sampled": tensor.sampled})
         yield frame.pixels
 
 

@@ -1,26 +1,56 @@
-"""Draw a whole checkpoint, one frame per tensor."""
+"""The values of a checkpoint or reel that its pictures show, tensor by tensor."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hilm.reel.decoder import Reel
 from hilm.reel.preview import Frame, Sampler, draw_tensor
+from hilm.weights.dtypes import DTYPES, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from hilm.weights.checkpoint import Checkpoint
-    from hilm.weights.tensor import TensorInfo
 
 
-def draw_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[TensorInfo, Frame, bool]]:
-    """Yield every stored tensor with its frame, in checkpoint order; the flag says that it was sampled.
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawable:
+    """What is drawn of one tensor.
 
-    Values that cannot be decoded are drawn as the bytes they share.
+    Attributes:
+        name: Of the tensor.
+        dtype: Stored dtype.
+        shape: Stored shape.
+        values: float32, at most 512² of them; what cannot be decoded is drawn as the bytes it shares.
+        sampled: Whether some values are left out.
     """
-    for block in checkpoint.blocks(include_integer=True):
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    values: NDArray[np.float32]
+    sampled: bool
+
+    def draw(self) -> Frame:
+        """Draw it, at its own scale."""
+        return draw_tensor(
+            self.values, name=self.name, dtype=self.dtype, shape=self.shape, sampled=self.sampled
+        )
+
+
+def drawables(source: Checkpoint | Reel, names: frozenset[str] | None = None) -> Iterator[Drawable]:
+    """Yield every stored tensor, or the ones named, in the order of the source."""
+    return _of_reel(source, names) if isinstance(source, Reel) else _of_checkpoint(source, names)
+
+
+def _of_checkpoint(checkpoint: Checkpoint, names: frozenset[str] | None) -> Iterator[Drawable]:
+    for block in checkpoint.blocks(names, include_integer=True):
         info = block.info
         packed = info.type.kind == "packed"
         if block.first:
@@ -30,7 +60,21 @@ def draw_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[TensorInfo, Frame,
         else:
             sampler.add(block.start, block.values)
         if block.last:
-            frame = draw_tensor(
-                sampler.values, name=info.name, dtype=info.dtype, shape=info.shape, sampled=sampler.sampled
-            )
-            yield info, frame, sampler.sampled
+            yield Drawable(info.name, info.dtype, info.shape, sampler.values, sampler.sampled)
+
+
+def _of_reel(reel: Reel, names: frozenset[str] | None) -> Iterator[Drawable]:
+    for name, entry in reel.tensors.items():
+        if entry.get("alias_of") is not None or (names is not None and name not in names):
+            continue
+        dtype, start = DTYPES[entry["dtype"]], 0
+        packed = dtype.kind == "packed"
+        sampler = Sampler(entry["nbytes"] if packed else dtype.count(entry["nbytes"]))
+        # Slabs cut through quantised blocks.
+        for words in reel.pieces(name) if dtype.block == 1 else [reel.words(name)]:
+            values = words.astype(np.float32) if packed else np.empty(dtype.count(len(words)), np.float32)
+            if not packed:
+                decode(dtype, words, values)
+            sampler.add(start, values)
+            start += len(values)
+        yield Drawable(name, entry["dtype"], tuple(entry["shape"]), sampler.values, sampler.sampled)

@@ -39,6 +39,7 @@ def encode_preview(
     fps: int = 5,
     chapters: Sequence[tuple[str, int]] | None = None,
     budget_bytes: int | None = None,
+    comment: str = "",
 ) -> bytes:
     """Encode frames, one at a time, into an MP4 file.
 
@@ -50,13 +51,14 @@ def encode_preview(
         fps: Frames per second.
         chapters: Title and first frame of each chapter, in increasing order.
         budget_bytes: Wanted size of the file; by default the first attempt is good.
+        comment: What the file's metadata says of it.
 
     Raises:
         UsageError: There are no frames, sizes are odd or differ, or chapters are not in order.
         EncoderError: The encoder or the file system failed.
     """
     for crf, step in LADDER:
-        video = _encode(frames, crf, step, fps, chapters or ())
+        video = _encode(frames, crf, step, fps, chapters or (), comment)
         if budget_bytes is None or len(video) <= budget_bytes:
             break
         frames = decode_preview(video)
@@ -82,7 +84,12 @@ def decode_preview(video: bytes) -> Iterator[NDArray[np.uint8]]:
 
 
 def _encode(
-    frames: Iterable[NDArray[np.uint8]], crf: int, step: int, fps: int, chapters: Sequence[tuple[str, int]]
+    frames: Iterable[NDArray[np.uint8]],
+    crf: int,
+    step: int,
+    fps: int,
+    chapters: Sequence[tuple[str, int]],
+    comment: str,
 ) -> bytes:
     with (
         TemporaryDirectory() as folder
@@ -90,6 +97,7 @@ def _encode(
         path = Path(folder) / "preview.mp4"
         try:
             with av.open(path, "w", options=_MUXER) as container:
+                container.metadata.update({"comment": comment} if comment else {})
                 count = _write_frames(container, frames, crf, step, fps)
                 container.set_chapters(_chapter_table(chapters, count, fps))
         except av.FFmpegError as error:

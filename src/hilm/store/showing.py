@@ -7,21 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 from hilm.errors import InputError, NetworkError, UsageError
 from hilm.reel.decoder import Reel
-from hilm.reel.pictures import draw_checkpoint
+from hilm.reel.pictures import drawables
 from hilm.reel.preview import contact_sheets
 from hilm.store.files import write_file
 from hilm.weights import open_checkpoint
+from hilm.weights.dtypes import DTYPES
+from hilm.weights.folder import is_remote
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
+    from hilm.reel.schema import Tensor
     from hilm.store.store import Store
+    from hilm.weights import Checkpoint
 
 
 def show_model(
     store: Store, model: str, *, sheet: str | PathLike[str] | None, film: str | PathLike[str] | None
 ) -> dict[str, Any]:
     """See ``Store.show``."""
+    if is_reel(model):
+        return _show_reel(model, sheet, film)
     row = store.row(model)
     entries = store.catalog.rows("reels", {"name": model})
     prints = store.catalog.rows("fingerprints", {"content_key": row["content_key"]})
@@ -43,33 +50,76 @@ def show_model(
         "notes": row["notes"],
     }
     if sheet is not None:
-        document["sheets"] = [str(p) for p in _write_sheets(row, Path(sheet))]
+        document["sheets"] = _write_sheets(_weights(row), row["name"], row["parameters"], Path(sheet))
     if film is not None:
         document["film"] = str(_write_film(model, paths, Path(film)))
     return document
 
 
-def _write_sheets(row: dict[str, Any], out: Path) -> list[Path]:
-    """Draw every tensor of the model's weights; further sheets are numbered."""
+def is_reel(model: str) -> bool:
+    """Whether this names a reel file or a URL of one, not a model."""
+    return model.endswith(".mp4") and (is_remote(model) or Path(model).is_file())
+
+
+def _show_reel(
+    reel: str, sheet: str | PathLike[str] | None, film: str | PathLike[str] | None
+) -> dict[str, Any]:
+    """What is in a reel, tensor by tensor; optionally its contact sheet and film."""
+    with Reel.open(reel) as opened:
+        manifest = opened.file.manifest
+        document = {
+            "reel": reel,
+            "mode": opened.mode,
+            **manifest["totals"],
+            "samples": [sample["model_id"] for sample in opened.samples],
+            "tensors": [_describe(entry) for entry in manifest["tensors"]],
+        }
+        if sheet is not None:
+            if not manifest["tensors"]:
+                raise UsageError("a reel of samples has no tensors to draw", hint="--film writes its frames")
+            title, weights = Path(reel).name, manifest["totals"]["weights"]
+            document["sheets"] = _write_sheets(opened, title, weights, Path(sheet))
+    if film is not None:
+        document["film"] = str(_write_film(reel, [reel], Path(film)))
+    return document
+
+
+def _describe(entry: Tensor) -> dict[str, Any]:
+    """One line of the table of a reel's tensors; an alias has no bits of its own."""
+    weights = DTYPES[entry["dtype"]].count(entry["nbytes"])
+    return {
+        "name": entry["name"],
+        "dtype": entry["dtype"],
+        "shape": entry["shape"],
+        "coder": entry["coder"],
+        "bytes": entry["bits"] // 8,
+        "bits_per_weight": entry["bits"] / weights if weights else 0.0,
+    }
+
+
+def _weights(row: dict[str, Any]) -> Checkpoint:
     try:
-        checkpoint = open_checkpoint(row["uri"])
+        return open_checkpoint(row["uri"])
     except (InputError, NetworkError) as error:
         raise UsageError(
             f"the weights of {row['name']} are not at {row['uri']} any more",
-            hint="hilm decode its reel first",
+            hint="hilm show REEL draws its reel",
         ) from error
+
+
+def _write_sheets(source: Checkpoint | Reel, title: str, parameters: int, out: Path) -> list[str]:
+    """Draw every tensor of the source, which is closed then; further sheets are numbered."""
     written = []
-    with checkpoint:
-        cells = ((info.name, frame) for info, frame, _ in draw_checkpoint(checkpoint))
-        sheets = contact_sheets(cells, model=row["name"], parameters=row["parameters"])
-        for number, png in enumerate(sheets):
+    with source:
+        cells = ((tensor.name, tensor.draw()) for tensor in drawables(source))
+        for number, png in enumerate(contact_sheets(cells, model=title, parameters=parameters)):
             path = out if number == 0 else out.with_stem(f"{out.stem}-{number + 1}")
             write_file(path, png)
-            written.append(path)
+            written.append(str(path))
     return written
 
 
-def _write_film(model: str, paths: list[Path], out: Path) -> Path:
+def _write_film(model: str, paths: Sequence[str | Path], out: Path) -> Path:
     """Take the front video of the model's latest reel as a file of its own."""
     for path in reversed(paths):
         with Reel.open(path) as reel:
