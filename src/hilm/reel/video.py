@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PIXEL_FORMAT = "yuv420p"
 FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
+BT709 = 1  # FFmpeg's number of these primaries, transfer curve and matrix
 NO_COLOUR = 128
 # Tried in turn until the file fits its budget: (CRF, step); higher CRF is coarser, step 2 halves both sides.
 LADDER = ((32, 1), (48, 1), (48, 2))
@@ -132,13 +133,15 @@ def _add_stream(container: Any, shape: tuple[int, ...], crf: int, step: int, fps
     stream.width, stream.height, stream.pix_fmt = columns // step, rows // step, PIXEL_FORMAT
     context = stream.codec_context
     context.color_range, context.gop_size, context.thread_count = FULL_RANGE, 1, 1
+    # Browsers heed the range only where the rest of the colours is named too.
+    context.color_primaries = context.color_trc = context.colorspace = BT709
     return stream
 
 
 def _picture(pixels: NDArray[np.uint8], index: int) -> av.VideoFrame:
     rows, columns = pixels.shape
     picture = av.VideoFrame(columns, rows, PIXEL_FORMAT)
-    picture.pts, picture.color_range = index, FULL_RANGE
+    picture.pts, picture.color_range, picture.colorspace = index, FULL_RANGE, BT709
     for plane in picture.planes:
         np.frombuffer(plane, np.uint8)[:] = NO_COLOUR
     _luma(picture)[:] = pixels
