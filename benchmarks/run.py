@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("startup", "streaming", "archive", "fingerprint", "units", "search", "sampling", "demo")
+BENCHMARKS = (
+    "startup",
+    "streaming",
+    "archive",
+    "corruption",
+    "fingerprint",
+    "units",
+    "search",
+    "sampling",
+    "demo",
+)
 
 
 def claim(name: str) -> str:
