@@ -1,8 +1,8 @@
 """No damaged reel passes verification, and none gives a wrong tensor.
 
 One small reel that uses every coder and has a film in front. It is damaged 3,000 times, as often in each
-region of the file: 1,000 flipped bits, 1,000 lengths cut, 1,000 times 64 bytes overwritten. Each time the whole
-reel is verified, and every tensor read.
+region of the file: 1,000 flipped bits, 1,000 lengths cut, 1,000 times 64 bytes overwritten. Each time the
+whole reel is verified, and every tensor read.
 
 Run: python benchmarks/corruption.py
 """
