@@ -1,8 +1,8 @@
 """An archive gives back every bit and is smaller than zstd leaves the same files.
 
 The real MiniLM as it is published (float32) and rounded to bfloat16. zstd, with level 3 and one thread, and
-ZipNN work on the weight file in memory, in the same run; hilm writes a reel, without the film in front, which is
-for people. The published model comes with its tokenizer, which the reel holds too.
+ZipNN work on the weight file in memory, in the same run; hilm writes a reel, without the film in front, which
+is for people. The published model comes with its tokenizer, which the reel holds too.
 
 Speed is compared in processor time of one thread: of the coder alone, in memory, and of the whole verb, which
 also reads, checks and writes: SHA-256 of every tensor, file and reel, and CRC32C of every record.

@@ -12,13 +12,14 @@ import numpy as np
 
 from hilm.reel.front import draw_front
 from hilm.reel.head import Coder
+from hilm.reel.journal import find_front
 from hilm.reel.layout import SLAB_ELEMENTS, chunk_lengths, coded_view, cut_slabs
-from hilm.reel.manifest import CODING, tensor_digest
+from hilm.reel.manifest import CODING, canonical_json, tensor_digest
 from hilm.reel.records import RECORD, Kind
 from hilm.reel.sections import EMPTY_FRONT
-from hilm.reel.slab import encode_slab
+from hilm.reel.slab import EncodedSlab, encode_slab
 from hilm.reel.source_files import store_side_files, store_weight_files
-from hilm.reel.writer import ReelFacts, ReelWriter
+from hilm.reel.writer import ReelFacts, ReelWriter, part_of
 from hilm.weights.content import ContentDigest, content_key
 from hilm.weights.dtypes import DTYPES
 
@@ -45,6 +46,7 @@ class EncodeReport:
         weights: Values coded.
         frames: Frames of the front video.
         file_digests: SHA-256 of every weight file of an archive, in the order of the checkpoint's files.
+        resumed: Slabs that an interrupted run had written already.
     """
 
     reel: ReelFacts
@@ -52,6 +54,7 @@ class EncodeReport:
     weights: int
     frames: int
     file_digests: tuple[bytes, ...] = ()
+    resumed: int = 0
 
 
 def encode_archive(
@@ -75,8 +78,13 @@ def encode_archive(
         StorageError: The reel cannot be written; nothing appears under its name.
         SourceChanged: A file changed while it was read.
     """
-    video, front = draw_front(checkpoint) if preview and checkpoint.tensors else (EMPTY_FRONT, None)
-    with ReelWriter(out, video) as writer:
+    settings = {"tile": 512, "slab_elements": SLAB_ELEMENTS}
+    key = _key(checkpoint, "archive", settings, preview)
+    drawn = find_front(part_of(out), key)  # by an interrupted run
+    if drawn is None:
+        drawn = draw_front(checkpoint) if preview and checkpoint.tensors else (EMPTY_FRONT, None)
+    video, front = drawn
+    with ReelWriter(out, video, key=key, described=front) as writer:
         slabs, content = _SlabSink(writer, threads or os.cpu_count() or 1), ContentDigest(checkpoint)
         for block in checkpoint.blocks(include_integer=True):
             for sink in (slabs.update, content.update, *sinks):
@@ -85,7 +93,7 @@ def encode_archive(
         files = store_weight_files(checkpoint, digests, writer) + store_side_files(checkpoint, writer)
         checkpoint.check_unchanged()
         weights = sum(t.numel for t in checkpoint.tensors.values() if t.alias_of is None)
-        manifest = new_manifest("archive", {"tile": 512, "slab_elements": SLAB_ELEMENTS}, front)
+        manifest = new_manifest("archive", settings, front)
         manifest["source"] = {
             "digest": tensor_digest((t["name"], t["dtype"], t["shape"], t["sha256"]) for t in tensors),
             "content_key": content_key(digests).hex(),
@@ -95,7 +103,17 @@ def encode_archive(
         manifest["tensors"] = tensors
         manifest["totals"] = {"weights": weights, "bytes_source": sum(file["size"] for file in files)}
         facts = writer.finish(manifest)
-    return EncodeReport(facts, "archive", weights, len(front["frames"]) if front else 0, digests)
+        resumed = writer.resumed
+    return EncodeReport(facts, "archive", weights, len(front["frames"]) if front else 0, digests, resumed)
+
+
+def _key(checkpoint: Checkpoint, *settings: object) -> str:
+    """Hash of everything the bytes of a reel depend on."""
+    return hashlib.sha256(canonical_json([checkpoint.state.hex(), _writers(), *settings])).hexdigest()
+
+
+def _writers() -> dict[str, str]:
+    return {name: version(name) for name in ("hilm", "numpy", "numba", "av")}
 
 
 def new_manifest(mode: str, settings: dict[str, Any], front: Front | None) -> Manifest:
@@ -106,7 +124,7 @@ def new_manifest(mode: str, settings: dict[str, Any], front: Front | None) -> Ma
         "mode": mode,
         "carrier": "packed",
         "generation": 1,
-        "writer": {name: version(name) for name in ("hilm", "numpy", "numba", "av")},
+        "writer": _writers(),
         "settings": settings,
         "coding": CODING,
         "source": None,
@@ -176,10 +194,15 @@ class _SlabSink:
 
     def _flush(self, slab: Slab) -> None:
         words, entry = self._buffer[: self._fill], self._entry
-        coded = encode_slab(words, DTYPES[entry["dtype"]], slab.rows, slab.columns, threads=self._threads)
-        first = self._writer.add_record(Kind.HEAD, coded.head, 0)
-        for chunk, elements in zip(coded.chunks, chunk_lengths(slab.elements), strict=False):
-            self._writer.add_record(Kind.DATA, chunk, elements)
+        first, written = self._writer.count, self._writer.replay()
+        if written is not None:
+            coded = EncodedSlab(written[0], written[1:])
+        else:
+            coded = encode_slab(words, DTYPES[entry["dtype"]], slab.rows, slab.columns, threads=self._threads)
+            self._writer.add_record(Kind.HEAD, coded.head, 0)
+            for chunk, elements in zip(coded.chunks, chunk_lengths(slab.elements), strict=False):
+                self._writer.add_record(Kind.DATA, chunk, elements)
+            self._writer.end_slab(first)
         records = 1 + len(coded.chunks)
         entry["slabs"].append([slab.begin, slab.end, first, records])
         entry["coder"] = min(entry["coder"], Coder(coded.head[0]).name.lower(), key=_CODERS.index)
