@@ -116,3 +116,21 @@ def test_a_tensor_is_fetched_from_a_url(hilm, house, monkeypatch):
     for wrong in (["--rows", "5"], ["--rows", "9:2"], ["-o", "x.txt"]):
         ran = hilm("get", "base", name, *wrong)
         assert (ran.code, ran.out) == (2, "")
+
+
+def test_a_delta_from_command_to_command(hilm):
+    place = "--storage-dir", "store"
+    assert (
+        hilm("encode", "tuned", "--base", "base", *place, "--json").document["models"][0]["mode"] == "delta"
+    )
+    assert hilm("verify", "tuned", *place, "--against", "tuned").code == 0
+    assert hilm("decode", "tuned", "out", *place).code == 0
+    shown = hilm("show", "tuned", "--chain", "--json", *place).document
+    assert [link["mode"] for link in shown["chain"]] == ["delta", "checkpoint"]
+    elsewhere = "--storage-dir", "elsewhere"
+    refused = hilm("decode", shown["reel"], "no", *elsewhere)
+    assert (refused.code, "--base MODEL" in refused.err) == (2, True)
+    assert hilm("decode", shown["reel"], "no", *elsewhere, "--base", "stranger").code == 3
+    assert hilm("verify", shown["reel"], *elsewhere, "--base", "stranger").code == 3
+    assert hilm("decode", shown["reel"], "yes", *elsewhere, "--base", "base").code == 0
+    assert hilm("encode", "tuned", "--mode", "delta", *place).code == 2

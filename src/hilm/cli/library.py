@@ -67,6 +67,7 @@ def stats(*, storage_dir: Path | None) -> None:
     ),
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
+@click.option("--chain", is_flag=True, help="List what its reel takes to decode.")
 @click.option("--sheet", type=click.Path(path_type=Path), metavar="PNG", help="Draw every tensor's picture.")
 @click.option("--film", type=click.Path(path_type=Path), metavar="MP4", help="Write the film of the weights.")
 @click.option("--tensor", metavar="NAME", help="Of several models, film this tensor. [default: a large one]")
@@ -76,6 +77,7 @@ def stats(*, storage_dir: Path | None) -> None:
 def show(
     models: tuple[str, ...],
     *,
+    chain: bool,
     sheet: Path | None,
     film: Path | None,
     tensor: str | None,
@@ -88,8 +90,8 @@ def show(
     """
     store = hilm.Store(storage_dir)
     if len(models) == 1 and not (tensor or difference):
-        output.emit(store.show(models[0], sheet=sheet, film=film), described)
-    elif film is None or sheet is not None:
+        output.emit(store.show(models[0], chain=chain, sheet=sheet, film=film), described)
+    elif film is None or sheet is not None or chain:
         raise UsageError("several models make a film of one tensor", hint="hilm show A B --film FILM.mp4")
     else:
         output.emit(store.film(models, film, tensor=tensor, difference=difference), described)

@@ -14,8 +14,8 @@ from hilm.reel.front import FPS
 from hilm.reel.pictures import Drawable, drawables
 from hilm.reel.preview import draw_state, measure
 from hilm.reel.video import encode_preview
+from hilm.store.bases import is_reel, open_reel
 from hilm.store.files import write_file
-from hilm.store.showing import is_reel
 from hilm.weights import open_checkpoint
 from hilm.weights.roles import classify
 
@@ -45,14 +45,14 @@ def film_models(
             "a film of one tensor takes two checkpoints or more", hint="hilm show A B --film F.mp4"
         )
     places = [store.locate(model) for model in models]
-    first = _read(places[0], tensor)
-    shown = _differ(_read(places[-1], first.name, first), first) if difference else first.values
+    first = _read(store, places[0], tensor)
+    shown = _differ(_read(store, places[-1], first.name, first), first) if difference else first.values
     scale, sigmas = measure(shown)[1], list[float]()
     titles = _titles([os.fspath(model) for model in models])
 
     def frames() -> Iterator[NDArray[np.uint8]]:
         for title, place in zip(titles, places, strict=True):
-            state = _read(place, first.name, first)
+            state = _read(store, place, first.name, first)
             values = _differ(state, first) if difference else state.values
             facts = f"{'difference  ' * difference}{'sampled  ' * state.sampled}s {scale:.3g}"
             frame = draw_state(values, title=title, name=first.name, facts=facts, scale=scale)
@@ -77,14 +77,13 @@ def _titles(models: list[str]) -> list[str]:
     return names if len(set(names)) == len(names) else models
 
 
-def _read(place: str, name: str | None, like: Drawable | None = None) -> Drawable:
+def _read(store: Store, place: str, name: str | None, like: Drawable | None = None) -> Drawable:
     """The tensor of that name, or by default the largest; it must have the shape of ``like``.
 
     Raises:
         UsageError: There is none, or it has another shape.
     """
-    source: Checkpoint | Reel = Reel.open(place) if is_reel(place) else open_checkpoint(place)
-    with source:
+    with open_reel(place, None, store) if is_reel(place) else open_checkpoint(place) as source:
         shapes = _shapes(source)
         name = _largest(shapes) if name is None else name
         if name not in shapes:

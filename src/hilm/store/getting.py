@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hilm.errors import UsageError
-from hilm.reel.decoder import Reel
+from hilm.store.bases import open_reel
 from hilm.store.files import write_file
 from hilm.weights.dtypes import DTYPES, ELEMENTS, decode
 from hilm.weights.statistics import Moments
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from numpy.typing import NDArray
+
+    from hilm.store.store import Store
 
 _NUMPY = {"BOOL": "?", "C64": "<c8"} | {
     f"{kind}{bits}": f"<{kind.lower()}{bits // 8}" for kind in "IU" for bits in (8, 16, 32, 64)
@@ -32,6 +34,8 @@ def get(
     *,
     rows: tuple[int, int] | None = None,
     out: str | PathLike[str] | None = None,
+    base: str | PathLike[str] | None = None,
+    store: Store | None = None,
 ) -> dict[str, Any]:
     """Fetch one tensor of a reel, or a few rows of it; nothing else is read but the end of the file.
 
@@ -40,6 +44,8 @@ def get(
         name: The tensor.
         rows: First and last-plus-one row along its first axis; only the chunks that cover them are read.
         out: ``.safetensors`` (stored type) or ``.npy`` (stored type where numpy has it, else float32).
+        base: As of `decode`; the rows of a difference take the whole tensor.
+        store: As of `decode`.
 
     Returns:
         ``tensor``, ``dtype``, ``shape`` (of what was read), ``rows``, ``first`` (8 values), ``parameters``,
@@ -55,7 +61,7 @@ def get(
     path = None if out is None else Path(out)
     if path is not None and path.suffix not in _WRITERS:
         raise UsageError(f"{path.name} is neither .npy nor .safetensors", hint="-o NAME.npy")
-    with Reel.open(reel) as opened:
+    with open_reel(reel, base, store) as opened:
         dtype, shape = opened.entry(name)["dtype"], opened.entry(name)["shape"]
         words, traffic = opened.words(name, rows), opened.file.traffic
     shape = shape if rows is None else [rows[1] - rows[0], *shape[1:]]

@@ -9,13 +9,14 @@ from hilm.errors import InputError, NetworkError, UsageError
 from hilm.reel.decoder import Reel
 from hilm.reel.pictures import drawables
 from hilm.reel.preview import contact_sheets
+from hilm.store.bases import find_chain, is_reel, open_reel
 from hilm.store.files import write_file
 from hilm.weights import open_checkpoint
 from hilm.weights.dtypes import DTYPES
-from hilm.weights.folder import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from os import PathLike
 
     from hilm.reel.schema import Tensor
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
 
 
 def show_model(
-    store: Store, model: str, *, sheet: str | PathLike[str] | None, film: str | PathLike[str] | None
+    store: Store,
+    model: str,
+    *,
+    chain: bool,
+    sheet: str | PathLike[str] | None,
+    film: str | PathLike[str] | None,
 ) -> dict[str, Any]:
     """See ``Store.show``."""
     if is_reel(model):
-        return _show_reel(model, sheet, film)
+        return _show_reel(store, model, chain=chain, sheet=sheet, film=film)
     row = store.row(model)
     entries = store.catalog.rows("reels", {"name": model})
     prints = store.catalog.rows("fingerprints", {"content_key": row["content_key"]})
@@ -49,6 +55,8 @@ def show_model(
         ],
         "notes": row["notes"],
     }
+    if chain and paths:
+        document["chain"] = [_describe_place(place) for place in find_chain(store, str(paths[-1]))]
     if sheet is not None:
         document["sheets"] = _write_sheets(_weights(row), row["name"], row["parameters"], Path(sheet))
     if film is not None:
@@ -56,13 +64,13 @@ def show_model(
     return document
 
 
-def is_reel(model: str) -> bool:
-    """Whether this names a reel file or a URL of one, not a model."""
-    return model.endswith(".mp4") and (is_remote(model) or Path(model).is_file())
-
-
 def _show_reel(
-    reel: str, sheet: str | PathLike[str] | None, film: str | PathLike[str] | None
+    store: Store,
+    reel: str,
+    *,
+    chain: bool,
+    sheet: str | PathLike[str] | None,
+    film: str | PathLike[str] | None,
 ) -> dict[str, Any]:
     """What is in a reel, tensor by tensor; optionally its contact sheet and film."""
     with Reel.open(reel) as opened:
@@ -74,11 +82,13 @@ def _show_reel(
             "samples": [sample["model_id"] for sample in opened.samples],
             "tensors": [_describe(entry) for entry in manifest["tensors"]],
         }
-        if sheet is not None:
-            if not manifest["tensors"]:
-                raise UsageError("a reel of samples has no tensors to draw", hint="--film writes its frames")
-            title, weights = Path(reel).name, manifest["totals"]["weights"]
-            document["sheets"] = _write_sheets(opened, title, weights, Path(sheet))
+    if chain:
+        document["chain"] = [_describe_place(place) for place in find_chain(store, reel)]
+    if sheet is not None:
+        if not manifest["tensors"]:
+            raise UsageError("a reel of samples has no tensors to draw", hint="--film writes its frames")
+        source, weights = open_reel(reel, None, store), manifest["totals"]["weights"]
+        document["sheets"] = _write_sheets(source, Path(reel).name, weights, Path(sheet))
     if film is not None:
         document["film"] = str(_write_film(reel, [reel], Path(film)))
     return document
@@ -97,6 +107,16 @@ def _describe(entry: Tensor) -> dict[str, Any]:
     }
 
 
+def _describe_place(place: str) -> dict[str, Any]:
+    """One link of a chain: a reel with what it is and costs, or the checkpoint at its end."""
+    if not is_reel(place):
+        return {"uri": place, "mode": "checkpoint"}
+    with Reel.open(place) as reel:
+        totals, pinned = reel.file.manifest["totals"], reel.pinned
+        document = {"uri": place, "mode": reel.mode, "bits_per_weight": totals["bits_per_weight"]}
+        return document | ({"base": pinned["hint"]} if pinned else {})
+
+
 def _weights(row: dict[str, Any]) -> Checkpoint:
     try:
         return open_checkpoint(row["uri"])
@@ -107,11 +127,13 @@ def _weights(row: dict[str, Any]) -> Checkpoint:
         ) from error
 
 
-def _write_sheets(source: Checkpoint | Reel, title: str, parameters: int, out: Path) -> list[str]:
-    """Draw every tensor of the source, which is closed then; further sheets are numbered."""
+def _write_sheets(
+    source: AbstractContextManager[Checkpoint | Reel], title: str, parameters: int, out: Path
+) -> list[str]:
+    """Draw every tensor of the source; further sheets are numbered."""
     written = []
-    with source:
-        cells = ((tensor.name, tensor.draw()) for tensor in drawables(source))
+    with source as opened:
+        cells = ((tensor.name, tensor.draw()) for tensor in drawables(opened))
         for number, png in enumerate(contact_sheets(cells, model=title, parameters=parameters)):
             path = out if number == 0 else out.with_stem(f"{out.stem}-{number + 1}")
             write_file(path, png)

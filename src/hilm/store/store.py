@@ -25,7 +25,7 @@ DEFAULT_SAMPLE = 30_000
 
 DEFAULT_CHUNK = 1024
 MAX_FRAME = 1 << 22
-_MODES = ("archive", "sample")
+_MODES = ("archive", "small", "delta", "sample")
 
 
 def default_path() -> Path:
@@ -91,11 +91,18 @@ class Store:
         models: Sequence[str | PathLike[str]],
         *,
         mode: str = "archive",
+        base: str | PathLike[str] | None = None,
         max_params: int | None = None,
         stream: bool = False,
         chunk_size: int | None = None,
         layers: Sequence[str] | None = None,
         exclude_layers: Sequence[str] | None = None,
+        bits: float | None = None,
+        error: float | None = None,
+        like: str | None = None,
+        quantiser: str | None = None,
+        effort: int | None = None,
+        keep: Sequence[str] = (),
         name: str | None = None,
         preview: bool = True,
         jobs: int | None = None,
@@ -106,12 +113,22 @@ class Store:
 
         Args:
             models: Folders, files, Hub ids or URLs.
-            mode: ``archive`` keeps every bit; ``sample`` keeps some values, one frame per model.
+            mode: ``archive`` keeps every bit; ``small`` rounds weights, and says how far; ``delta`` keeps
+                what differs from a base, bit for bit; ``sample`` keeps some values, one frame per model.
+            base: What a delta is taken from: a checkpoint, which is indexed too, a reel, or the name of a
+                model in the store.
             max_params: Values of a sample, spread over all tensors.
             stream: One frame per chunk instead.
             chunk_size: Values of such a chunk.
             layers: Layer types to sample.
             exclude_layers: Layer types to leave out of the sample.
+            bits: Bits per rounded weight, 1.5 to 8.
+            error: Normalised mean squared error to aim at instead.
+            like: A format whose error to aim at instead: ``q4_k`` (the default), ``q5_k``, ``q6_k``,
+                ``q8_0``, ``nf4`` or ``int4``.
+            quantiser: ``tcq`` (the default) or ``ecsq``, which is faster and larger.
+            effort: 1 or 2 (the default).
+            keep: Patterns of names of tensors that are not rounded.
             name: What to call the model; its folder's name by default.
             preview: Whether the reel gets a front video that players show.
             jobs: Processes; by default one per core where there are enough models.
@@ -119,15 +136,30 @@ class Store:
             progress: Called with models done, models in all, and a name.
 
         Returns:
-            ``models``: per model its reel, mode, parameters, bits_per_weight, bytes, nmse, seconds;
+            ``models``: per model its reel, mode, parameters, bits_per_weight, bytes, nmse, seconds,
+            and of a delta the tensors that are ``unpaired``;
             ``failed``: per failure the model, message, hint and exit_code.
 
         Raises:
-            UsageError: Options that do not go together.
+            UsageError: Options that do not go together, or a base that cannot be one.
             StorageError: The store cannot be written.
         """
+        if (mode == "delta") != (base is not None):
+            raise UsageError("a delta, and only a delta, has a base", hint="--mode delta --base MODEL")
         sampling = {"limit": max_params, "layers": layers, "exclude_layers": exclude_layers}
-        options = _job_options(mode, sampling, chunk_size, stream=stream) | {"preview": preview}
+        rounding = {
+            "bits": bits,
+            "error": error,
+            "like": like,
+            "quantiser": quantiser,
+            "effort": effort,
+            "keep": tuple(keep) or None,
+        }
+        options = _job_options(mode, sampling, chunk_size, rounding, stream=stream) | {"preview": preview}
+        if base is not None:
+            from hilm.store.bases import settle_base  # noqa: PLC0415 - only deltas need it
+
+            options |= settle_base(self, base)
         intake = self._intake(mode, options, force=force, progress=progress)
         intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
         return {"models": [*intake.plan.skipped.values(), *intake.done.values()], "failed": intake.failed}
@@ -226,20 +258,21 @@ class Store:
             raise UnknownModel(f"there is no path and no model in the store called {name!r}")
         return rows[-1]
 
-    def reel(self, name: str, mode: str | None = None) -> Path:
-        """File of a model's latest reel, of one mode or any.
+    def reel(self, name: str, *modes: str) -> Path:
+        """File of a model's latest reel, of the first of some modes that there is, or of any.
 
         Raises:
             UnknownModel: No model of that name.
             UsageError: It has no such reel.
         """
         row = self.row(name)
-        modes = {} if mode is None else {"mode": mode}
-        entries = self.catalog.rows("reels", {"name": name, **modes})
-        if not entries:
-            what = f"no reel of mode {mode}" if mode else "no reel"
+        entries = self.catalog.rows("reels", {"name": name})
+        kinds = [[e for e in entries if e["mode"] == mode] for mode in modes] if modes else [entries]
+        found = next(filter(None, kinds), None)
+        if found is None:
+            what = f"no reel of mode {' or '.join(modes)}" if modes else "no reel"
             raise UsageError(f"{name} has {what} in the store", hint=f"hilm encode {row['uri']} makes one")
-        return self.reels / str(entries[-1]["uri"])
+        return self.reels / str(found[-1]["uri"])
 
     def list(self) -> dict[str, Any]:
         """Every model in the store: model, parameters, mode, bytes, bits_per_weight, uri."""
@@ -280,12 +313,18 @@ class Store:
         }
 
     def show(
-        self, model: str, *, sheet: str | PathLike[str] | None = None, film: str | PathLike[str] | None = None
+        self,
+        model: str,
+        *,
+        chain: bool = False,
+        sheet: str | PathLike[str] | None = None,
+        film: str | PathLike[str] | None = None,
     ) -> dict[str, Any]:
         """What the store knows of a model, or what is in a reel; optionally its contact sheet and film.
 
         Args:
             model: Name of a model in the store; or a reel, as a file or URL ending in ``.mp4``.
+            chain: List what its latest reel takes to decode: itself and, of a delta, what it stands on.
             sheet: PNG to write.
             film: MP4 to write.
 
@@ -295,7 +334,7 @@ class Store:
         """
         from hilm.store.showing import show_model  # noqa: PLC0415 - only pictures need it
 
-        return show_model(self, model, sheet=sheet, film=film)
+        return show_model(self, model, chain=chain, sheet=sheet, film=film)
 
     def film(
         self,
@@ -343,17 +382,29 @@ class Store:
 
 
 def _job_options(
-    mode: str, sampling: dict[str, Any], chunk_size: int | None, *, stream: bool
+    mode: str,
+    sampling: dict[str, Any],
+    chunk_size: int | None,
+    rounding: dict[str, Any],
+    *,
+    stream: bool,
 ) -> dict[str, Any]:
-    """Fields of a job that say how it samples; none for an archive."""
+    """Fields of a job that say how it samples or rounds."""
     if mode not in _MODES:
         raise UsageError(f"there is no mode {mode!r}", hint=f"modes: {', '.join(_MODES)}")
-    if mode == "archive":
+    asked = {key: value for key, value in rounding.items() if value is not None}
+    if asked and mode != "small":
+        raise UsageError(f"mode {mode} rounds nothing: it takes no bits or errors", hint="--mode small")
+    if mode != "sample":
         if stream or chunk_size or any(sampling.values()):
             raise UsageError(
-                "an archive keeps everything: it takes no sampling options", hint="--mode sample"
+                f"mode {mode} keeps all weights: it takes no sampling options", hint="--mode sample"
             )
-        return {}
+        if mode != "small":
+            return {}
+        from hilm.reel.rate import Rounding  # noqa: PLC0415 - other modes need no quantiser
+
+        return {"rounding": Rounding(**asked)}
     limit = sampling["limit"] or DEFAULT_SAMPLE
     frame = (chunk_size or DEFAULT_CHUNK) if stream else limit
     if frame > MAX_FRAME:
