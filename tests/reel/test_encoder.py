@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hilm.errors import EncoderError, SourceChanged, StorageError
 from hilm.reel.container import ReelFile
 from hilm.reel.decoder import Reel
-from hilm.reel.encoder import encode_archive
+from hilm.reel.encoder import encode_archive, encode_small
 from hilm.reel.manifest import tensor_digest
+from hilm.reel.rate import Rounding
 from hilm.reel.verification import verify_reel
 from hilm.weights.checkpoint import open_checkpoint
 from hilm.weights.content import content_key
@@ -270,3 +271,13 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     encoded, both = (int(kib) >> 10 for kib in found.stdout.split())
     assert encoded < 512, f"{encoded} MiB to encode"
     assert both < 512, f"{both} MiB to decode"
+
+
+def test_a_rounded_model_may_hold_what_is_no_weight(tmp_path):
+    tensors = {"w": np.random.default_rng(0).standard_normal((64, 64)), "mask": np.ones(9, np.uint8)}
+    model = write_model(tmp_path / "m", {"w": tensors["w"].astype(np.float32), "mask": tensors["mask"]})
+    with open_checkpoint(model) as checkpoint:
+        report = encode_small(checkpoint, tmp_path / "x", Rounding(error=0.01), preview=False)
+    with Reel.open(report.reel.path) as reel:
+        assert reel.tensor("mask").tolist() == [1] * 9
+        assert (reel.tensors["w"]["coder"], "error" in reel.tensors["mask"]) == ("tcq", False)

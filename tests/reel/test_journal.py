@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from hilm.reel import journal
-from hilm.reel.encoder import encode_archive
+from hilm.reel.encoder import encode_archive, encode_small
+from hilm.reel.rate import Rounding
 from hilm.weights import open_checkpoint
 from tests.reel.archives import encode
 from tests.tiny import bert_like, write_model
@@ -88,6 +89,24 @@ def test_a_torn_journal_or_part_costs_time_and_nothing_else(model, whole, tmp_pa
     assert encode(model, out, preview=True).resumed <= 11
     assert out.read_bytes() == whole
     assert names(tmp_path) == ["whole", "x"]
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("quantiser", ["tcq", "ecsq"])
+def test_rounded_weights_go_on_too(model, tmp_path, quantiser):
+    rounding = Rounding(error=0.01, quantiser=quantiser)
+    with open_checkpoint(model) as checkpoint:
+        encode_small(checkpoint, tmp_path / "whole", rounding)
+
+        def stop(block):
+            if block.info.name.endswith("intermediate.dense.weight"):
+                raise Interruption
+
+        with pytest.raises(Interruption):
+            encode_small(checkpoint, tmp_path / "x", rounding, sinks=[stop])
+        report = encode_small(checkpoint, tmp_path / "x", rounding)
+    assert 0 < report.resumed < COUNT
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 @pytest.mark.usefixtures("at_once")

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from hilm.errors import ChecksumMismatch, UsageError
 from hilm.reel.container import ReelFile
 from hilm.reel.decoder import Reel
+from hilm.reel.delta_base import CheckpointBase
+from hilm.reel.delta_encoder import encode_delta
 from hilm.reel.rows import read_rows
+from hilm.weights import open_checkpoint
 from tests.reel.archives import encode, every_dtype, random_tensor
 from tests.reel.files import Memory
 from tests.tiny import stored, write_model
@@ -93,3 +96,17 @@ def test_a_damaged_chunk_is_noticed_and_its_neighbour_is_not_missed(data, tensor
     assert math.prod(reel.tensor("chunks", (0, 9)).shape) == 6300
     with pytest.raises(ChecksumMismatch):
         reel.words("chunks", (400, 401))
+
+
+def test_rows_of_a_difference_stand_on_its_base(tmp_path):
+    base = {"w": np.random.default_rng(0).standard_normal((600, 600)).astype(np.float32)}
+    tuned = {"w": base["w"] * np.float32(1.001)}
+    for name, weights in (("base", base), ("tuned", tuned)):
+        write_model(tmp_path / name, weights)
+    with open_checkpoint(tmp_path / "base") as old, open_checkpoint(tmp_path / "tuned") as new:
+        report = encode_delta(new, tmp_path / "x", CheckpointBase(old), preview=False)
+        with Reel.open(report.reel.path) as reel:
+            with pytest.raises(UsageError, match="its base is not there"):
+                reel.tensor("w", (3, 5))
+            reel.stand_on(CheckpointBase(old))
+            assert np.array_equal(reel.tensor("w", (3, 5)), tuned["w"][3:5])

@@ -330,7 +330,8 @@ class _SlabSink:
         back = words if coded.decoded is None else coded.decoded
         self._sha256.update(back.data)
         if self._decoded is not None:
-            self._distortion.add(back, words, dtype)
+            if self._planner is not None:  # what is kept may be no weights at all
+                self._distortion.add(back, words, dtype)
             self._decoded.add(info, self._offset, back)
         self._offset += self._fill
         self._fill = 0
