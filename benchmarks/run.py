@@ -22,6 +22,8 @@ HERE = Path(__file__).parent
 BENCHMARKS = (
     "startup",
     "streaming",
+    "readers",
+    "remote",
     "archive",
     "corruption",
     "fingerprint",

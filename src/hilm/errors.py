@@ -113,7 +113,7 @@ class InputError(HilmError, ValueError):
 class NotACheckpoint(InputError):
     """There are no weights here that hilm can read."""
 
-    default_hint = "give a folder or file with safetensors, PyTorch or GGUF weights, or a Hub id"
+    default_hint = "give a folder or file with safetensors, PyTorch, GGUF or ONNX weights, or a Hub id"
 
 
 class HeaderError(InputError):
@@ -153,7 +153,7 @@ class DuplicateTensor(InputError):
 class AmbiguousCheckpoint(InputError):
     """Several files could be the checkpoint."""
 
-    default_hint = "name the file itself"
+    default_hint = "choose one: weights_file=, --weights-file, or name the file itself"
 
 
 class CorruptCheckpoint(InputError):

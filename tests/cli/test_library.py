@@ -82,3 +82,10 @@ def test_a_reel_is_shown_as_a_table(hilm):
     lines = click.unstyle(hilm("show", reel).out).splitlines()
     assert any(line.split()[:2] == ["embeddings.word_embeddings.weight", "F32"] for line in lines)
     assert "--json lists all" in lines[-1]
+
+
+def test_show_draws_a_heat_map_of_a_path(hilm, house):
+    ran = hilm("show", "base", "--picture", "base.png", "--figure", "max", "--json")
+    assert (ran.code, ran.document["picture"], ran.document["figure"]) == (0, "base.png", "max")
+    assert (house / "base.png").read_bytes().startswith(b"\x89PNG")
+    assert hilm("show", "base", "--picture", "x.png", "--figure", "median").code == 2

@@ -6,7 +6,18 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hilm.cli.options import Command, LayerTypes, Several, selection, spread, storage_dir, switches
+from hilm.cli.options import (
+    Command,
+    LayerTypes,
+    Several,
+    at_revision,
+    revision,
+    selection,
+    spread,
+    storage_dir,
+    switches,
+)
+from hilm.errors import UsageError
 
 FLAGS = {"--models": Several(["--models"]), "--layers": LayerTypes(["--layers"])}
 
@@ -69,6 +80,36 @@ def test_common_options_reach_the_command_or_the_output():
 @pytest.mark.parametrize("words", [["--max-params", "0"], ["--chunk-size", "-1"], ["--max-params", "many"]])
 def test_numbers_out_of_range_are_refused(words):
     assert CliRunner().invoke(attempt, ["m", *words]).exit_code == 2
+
+
+@click.command()
+@click.argument("model")
+@revision
+def find(model, revision):
+    click.echo(at_revision(model, revision))
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        ("org/m", "org/m"),
+        ("org/m --revision a/b", "hf://org/m@a%2Fb"),
+        ("org/m --weights-file a.bin", "hf://org/m/a.bin"),
+        ("org/m --revision v1 --weights-file a.bin", "hf://org/m@v1/a.bin"),
+        ("org/m --variant fp16", "org/m#fp16"),
+        ("./m/ --weights-file a.bin", "./m/a.bin"),
+        ("./m --variant fp16", "./m#fp16"),
+        ("hf://org/m@v1 --variant fp16", "hf://org/m@v1#fp16"),
+    ],
+)
+def test_a_model_is_addressed_with_its_revision_file_and_variant(words, address):
+    ran = CliRunner().invoke(find, words.split())
+    assert ran.output == f"{address}\n"
+
+
+def test_a_folder_has_no_revisions():
+    ran = CliRunner().invoke(find, ["./m", "--revision", "main"])
+    assert isinstance(ran.exception, UsageError)
 
 
 def test_examples_end_the_help():

@@ -156,6 +156,8 @@ def _depths() -> Iterator[tuple[type[errors.HilmError] | None, str, bytes]]:
     yield unsafe, "table-in-itself", b"}q\0" + text("model") + b"h\0s"
     yield unsafe, "billion-laughs", laughs
     yield unsafe, "billion-laughs-beside-a-tensor", table(w=tensor(), x=laughs)
+    few = b"](NNNNNNNNe" + b"".join(b"q%c](" % i + b"h%c" % i * 8 + b"e" for i in range(5))
+    yield unsafe, "many-thousand-laughs-each", table(w=tensor(), **{f"k{i}": few for i in range(90)})
     yield None, "calls-in-one-another", table(w=tensor(), x=b"c__main__\nf\n" + b")R" * 100_000)
     yield (
         None,

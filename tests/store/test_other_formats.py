@@ -24,7 +24,7 @@ def known(minilm):
         return fingerprint(checkpoint).identity, hilm.stream(checkpoint)
 
 
-@pytest.mark.parametrize("form", ["torch", "gguf"])
+@pytest.mark.parametrize("form", ["torch", "gguf", "onnx"])
 def test_fingerprint_and_statistics_do_not_depend_on_the_format(minilm, known, tmp_path, form):
     folder = write_format(tmp_path / "m", load_file(minilm / "model.safetensors"), form)
     for name in ("config.json", "vocab.txt", "tokenizer.json"):

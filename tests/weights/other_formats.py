@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
+from onnx import helper
 from safetensors.torch import save_file
 
 FILES = {
@@ -12,6 +14,7 @@ FILES = {
     "torch": "pytorch_model.bin",
     "legacy": "model.pt",
     "gguf": "model.gguf",
+    "onnx": "model.onnx",
 }
 
 
@@ -35,6 +38,14 @@ def write_gguf(path, tensors, metadata=None):
     return path
 
 
+def initializer(name, tensor):
+    """An ONNX tensor with raw data."""
+    kinds = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16", "int64": "INT64"}
+    kind = onnx.TensorProto.DataType.Value(kinds[str(tensor.dtype).removeprefix("torch.")])
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return helper.make_tensor(name, kind, tensor.shape, raw, raw=True)
+
+
 def write_format(folder, tensors, form):
     """A folder with these torch tensors as one file."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,6 +54,9 @@ def write_format(folder, tensors, form):
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     elif form == "gguf":
         write_gguf(path, tensors)
+    elif form == "onnx":
+        graph = helper.make_graph([], "g", [], [], [initializer(n, t) for n, t in tensors.items()])
+        onnx.save(helper.make_model(graph), path)
     else:
         torch.save(tensors, path, _use_new_zipfile_serialization=form == "torch")
     return folder

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -11,9 +14,9 @@ from safetensors.numpy import save_file
 
 from hilm import errors
 from hilm.weights import open_checkpoint
-from hilm.weights.folder import INDEX
 from hilm.weights.roles import classify
 from hilm.weights.tensor import BLOCK_VALUES, Span, TensorInfo
+from hilm.weights.weight_files import INDEX
 from tests.tiny import bert_like, file_bytes, stored, write_model
 
 
@@ -144,3 +147,43 @@ def test_configuration_is_data_of_bounded_size(tmp_path):
     (folder / "config.json").write_text("[" * 200_000)
     with open_checkpoint(folder) as checkpoint, pytest.raises(errors.CorruptCheckpoint):
         _ = checkpoint.config
+
+
+SPARSE = """
+import sys
+from pathlib import Path
+from hilm.weights import open_checkpoint
+from hilm.weights.selection import Selection
+
+def peak():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) << 10
+
+with open_checkpoint(sys.argv[1]) as checkpoint:
+    next(checkpoint.blocks())
+    before, read = peak(), 0
+    for block in checkpoint.blocks():
+        read += len(block.values)
+        if read >= 1 << 30:
+            break
+    last = checkpoint.total_parameters
+    assert checkpoint.values("w", last - 2, last).tolist() == [1.0, 2.0]
+    sampled = len(Selection.of(checkpoint, 1 << 14).values(checkpoint))
+    print(last, read, sampled, peak() - before, peak())
+"""
+
+
+def test_64_gib_take_no_more_memory_than_a_block(tmp_path):
+    """A sparse file of one tensor: 2 GiB of it are streamed, its end is read, and a sample spread over it."""
+    count = 32 << 30
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [count], "data_offsets": [0, 2 * count]}}).encode()
+    path = tmp_path / "w.safetensors"
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2 * count)
+        file.seek(-4, 2)
+        file.write(bytes([0x80, 0x3F, 0x00, 0x40]))
+    ran = subprocess.run([sys.executable, "-c", SPARSE, path], capture_output=True, text=True, check=True)
+    total, read, sampled, growth, peak = map(int, ran.stdout.split())
+    assert (total, read, sampled) == (count, 1 << 30, 1 << 14)
+    assert growth < 64 << 20
+    assert peak < 256 << 20

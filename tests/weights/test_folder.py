@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hilm import errors
-from hilm.weights.folder import INDEX, locate
+from hilm.weights.folder import locate
+from hilm.weights.weight_files import INDEX
 from tests.tiny import file_bytes, stored, write_model
 
 ONE = file_bytes({"w": stored(np.ones(3, np.float32))})
@@ -68,12 +69,12 @@ def test_what_is_no_path_may_be_on_the_hub(tmp_path, monkeypatch, target, error)
 def test_empty_folder_and_foreign_formats(tmp_path):
     with pytest.raises(errors.NotACheckpoint, match="no weights"):
         locate(tmp_path)
-    for name in ("model.onnx", "training_args.bin"):
+    for name in ("model.ort", "training_args.bin"):
         (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(errors.UnsupportedFormat, match=r"model\.onnx, training_args\.bin"):
+    with pytest.raises(errors.UnsupportedFormat, match=r"model\.ort, training_args\.bin"):
         locate(tmp_path)
-    with pytest.raises(errors.UnsupportedFormat, match=r"model\.onnx"):
-        locate(tmp_path / "model.onnx")
+    with pytest.raises(errors.UnsupportedFormat, match=r"model\.ort"):
+        locate(tmp_path / "model.ort")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hilm import errors
 from hilm.weights import open_checkpoint
 from hilm.weights.checkpoint import REORDERED
-from hilm.weights.formats import FORMATS
-from tests.hostile import gguf_files, torch_files
+from hilm.weights.weight_files import FORMATS
+from tests.hostile import gguf_files, onnx_files, torch_files
 from tests.weights.other_formats import FILES, write_format, write_gguf
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -121,7 +121,11 @@ def test_blocks_nobody_decodes_are_listed_and_refused(tmp_path):
             checkpoint.array("w")
 
 
-HOSTILE = [(".bin", case) for case in torch_files.cases()] + [(".gguf", case) for case in gguf_files.cases()]
+HOSTILE = [
+    (suffix, case)
+    for suffix, files in ((".bin", torch_files), (".gguf", gguf_files), (".onnx", onnx_files))
+    for case in files.cases()
+]
 
 
 @pytest.mark.parametrize(("suffix", "case"), HOSTILE, ids=[f"{s[1:]}-{c.name}" for s, c in HOSTILE])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from hilm import errors
@@ -54,6 +56,23 @@ def test_secrets_once_dropped_do_not_come_back(server):
         other.always["/back"] = Fault(302, {"Location": server.url()})
         assert fetch(server.url("/go"), private=PRIVATE) == b"content"
         assert [SECRET in str(s) for s in server.seen] == [True, False]
+
+
+@pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_AGAIN])
+def test_a_name_that_nobody_knows_is_asked_for_once(monkeypatch, code):
+    """A machine without a network must not wait for one."""
+    asked = []
+
+    def unknown(*names, **_):
+        asked.append(names[:2])
+        raise socket.gaierror(code, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(errors.NetworkError, match=r"does not know http://absent\.invalid:80") as caught:
+        fetch("http://absent.invalid/x")
+    assert asked == [("absent.invalid", 80)]
+    assert caught.value.exit_code == 5
+    assert "./" in caught.value.hint
 
 
 @pytest.mark.parametrize("location", ["", "ftp://x/y", "file:///etc/passwd", "http://a b/", "//:x/"])

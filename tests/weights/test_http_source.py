@@ -301,6 +301,13 @@ def test_an_expired_location_is_renewed_once_for_all_connections():
         assert 1 <= sum(s.path == "/old" for s in cdn.seen) <= 4
 
 
+def test_a_redirect_that_never_ends_is_left(server):
+    server.always["/loop"] = Fault(302, {"Location": "/loop"})
+    with pytest.raises(errors.NetworkError, match="more than 5 redirects"):
+        source_of(server, "/loop")
+    assert len(server.seen) == 6
+
+
 def test_a_location_that_is_never_valid_is_renewed_three_times():
     with Server() as cdn, Server() as home:
         home.always["/file"] = Fault(302, {"Location": cdn.url("/blob?signature=abc")})

@@ -20,6 +20,7 @@ from hilm.weights.byte_source import FileSource
 from hilm.weights.checkpoint import open_checkpoint
 from hilm.weights.http_source import HttpSource
 from hilm.weights.hub_files import locate_hub
+from hilm.weights.places import open_together
 from hilm.weights.retry import Patience
 from hilm.weights.safetensors import parse_header
 from tests.servers import COMMIT, Fault, Hub, git_id
@@ -88,7 +89,7 @@ def test_inspecting_five_shards_takes_eight_requests_of_the_hub_and_one_per_shar
             assert json.loads(source.read(0, source.size)) == json.loads(contents[name])
     names = shards(repository)
     with ExitStack() as stack:
-        sources = [stack.enter_context(closing(s)) for s in repository.open_all(names)]
+        sources = [stack.enter_context(closing(s)) for s in open_together(repository.open, names)]
         headers = [parse_header(source.read, source.size) for source in sources]
         assert len(hub.seen) == 1 + 2 + 5
         assert len(hub.cdn.seen) == 5
@@ -104,7 +105,10 @@ def test_blocks_of_remote_shards_equal_those_of_the_folder(hub, contents, tmp_pa
         (tmp_path / name).write_bytes(body)
     repository = locate_hub(REPOSITORY)
     with open_checkpoint(tmp_path) as local, ExitStack() as stack:
-        sources = [stack.enter_context(closing(s)) for s in repository.open_all(f.name for f in local.files)]
+        sources = [
+            stack.enter_context(closing(s))
+            for s in open_together(repository.open, [f.name for f in local.files])
+        ]
         remote = read_blocks((info, sources[info.span.file]) for info in local.tensors.values())
         for ours, theirs in zip(local.blocks(), remote, strict=True):
             assert ours.info == theirs.info
@@ -185,7 +189,7 @@ def test_missing_files(hub):
         repository.open("absent.txt")
     del hub.repositories[REPOSITORY]["sub/notes.txt"]
     with pytest.raises(errors.NotFound, match="no such file"):
-        repository.open_all(["config.json", "sub/notes.txt"])
+        open_together(repository.open, ["config.json", "sub/notes.txt"])
     hub.repositories[REPOSITORY]["sub/notes.txt"] = b"hello"
 
 
@@ -341,7 +345,7 @@ def test_shards_are_opened_at_the_same_time(hub):
     repository = locate_hub(REPOSITORY)
     hub.latency = 0.3
     began = time.monotonic()
-    sources = repository.open_all(shards(repository))
+    sources = open_together(repository.open, shards(repository))
     took = time.monotonic() - began
     assert all(isinstance(source, HttpSource) for source in sources)
     for source in sources:

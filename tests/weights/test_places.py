@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,10 +15,11 @@ from hypothesis import strategies as st
 
 from hilm import errors
 from hilm.weights import content_key, hub_files, open_checkpoint
-from hilm.weights.folder import INDEX, Location, _choose, locate
+from hilm.weights.folder import locate
 from hilm.weights.places import HubPlace, LocalPlace, read_small
 from hilm.weights.retry import Patience
 from hilm.weights.selection import Selection
+from hilm.weights.weight_files import INDEX, Location, choose
 from tests.servers import COMMIT, Hub, Server, reach
 from tests.tiny import bert_like, write_model
 from tests.weights.other_formats import write_format, write_gguf
@@ -108,6 +113,53 @@ def test_offline_no_socket_is_opened(hub, monkeypatch):
         with pytest.raises(errors.OfflineError) as caught:
             open_checkpoint(target)
         assert caught.value.exit_code == 5
+
+
+AUDITED = """
+import os, sys
+
+def refuse(event, arguments):
+    if event.startswith("socket."):
+        print(event, flush=True)
+        os._exit(9)
+
+from hilm.errors import HilmError
+from hilm.weights import http_source, hub_files, open_checkpoint
+sys.addaudithook(refuse)
+for target in sys.argv[1:]:
+    try:
+        with open_checkpoint(target) as checkpoint:
+            print(sum(block.values.size for block in checkpoint.blocks()))
+    except HilmError as error:
+        print(type(error).__name__)
+"""
+
+
+def test_offline_nothing_touches_the_network_in_any_way(repository, tmp_path):
+    """Every event of every socket is audited: names looked up, too."""
+    cached = tmp_path / "home" / "hub" / "models--org--model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(repository[0], cached / "snapshots" / COMMIT)
+    with open_checkpoint(repository[0]) as local:
+        total = local.total_parameters
+    targets = [
+        BASE,
+        f"hf://{BASE}@{COMMIT}",
+        "org/absent",
+        f"hf://{BASE}@v2",
+        "http://localhost/x.bin",
+        "gpt2",
+    ]
+    ran = subprocess.run(
+        [sys.executable, "-c", AUDITED, *targets],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran
+    assert ran.stdout.split() == [str(total)] * 2 + ["OfflineError"] * 3 + ["NotACheckpoint"]
 
 
 def test_offline_the_cache_serves_and_what_it_lacks_is_named(hub, repository, monkeypatch, tmp_path):
@@ -222,7 +274,7 @@ def test_a_listing_of_the_hub_and_a_folder_choose_alike(tmp_path_factory, names)
     outcomes = []
     for place in (LocalPlace(folder), HubPlace(listing, "sub/")):
         try:
-            found = _choose(Location("", "", place))
+            found = choose(Location("", "", place))
             outcomes.append((found.weights, found.unused))
         except errors.InputError as error:
             outcomes.append(type(error))

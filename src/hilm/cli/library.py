@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -64,12 +64,23 @@ def stats(*, storage_dir: Path | None) -> None:
         "hilm show bert-base --sheet bert.png --film bert.mp4",
         "hilm show bert-base.reel.mp4",
         "hilm show run/checkpoint-* --film training.mp4 --difference",
+        "hilm show ./gpt2 --picture gpt2.png --figure outliers",
     ),
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
 @click.option("--chain", is_flag=True, help="List what its reel takes to decode.")
 @click.option("--sheet", type=click.Path(path_type=Path), metavar="PNG", help="Draw every tensor's picture.")
 @click.option("--film", type=click.Path(path_type=Path), metavar="MP4", help="Write the film of the weights.")
+@click.option(
+    "--picture", type=click.Path(path_type=Path), metavar="PNG", help="Draw the heat map of layers."
+)
+@click.option(
+    "--figure",
+    type=click.Choice(["std", "max", "outliers", "zeros", "mean"]),
+    default="std",
+    show_default=True,
+    help="What the heat map shows.",
+)
 @click.option("--tensor", metavar="NAME", help="Of several models, film this tensor. [default: a large one]")
 @click.option("--difference", is_flag=True, help="Of several models, film how they differ from the first.")
 @options.storage_dir
@@ -77,24 +88,26 @@ def stats(*, storage_dir: Path | None) -> None:
 def show(
     models: tuple[str, ...],
     *,
-    chain: bool,
-    sheet: Path | None,
     film: Path | None,
     tensor: str | None,
     difference: bool,
     storage_dir: Path | None,
+    **drawing: Any,  # noqa: ANN401 - of Store.show
 ) -> None:
     """Show what the store knows about a model, or what is in a reel; with --sheet and --film, let one see it.
 
-    Several models make a film of one tensor, one frame each: a training run, for instance.
+    MODEL is the name of a model in the store or a reel; --sheet and --picture take a path, Hub id or URL as
+    well. Several models make a film of one tensor, one frame each: a training run, for instance.
     """
     store = hilm.Store(storage_dir)
     if len(models) == 1 and not (tensor or difference):
-        output.emit(store.show(models[0], chain=chain, sheet=sheet, film=film), described)
-    elif film is None or sheet is not None or chain:
+        with output.progress() as progress:
+            document = store.show(models[0], film=film, **drawing, progress=progress)
+    elif film is None or drawing["sheet"] or drawing["picture"] or drawing["chain"]:
         raise UsageError("several models make a film of one tensor", hint="hilm show A B --film FILM.mp4")
     else:
-        output.emit(store.film(models, film, tensor=tensor, difference=difference), described)
+        document = store.film(models, film, tensor=tensor, difference=difference)
+    output.emit(document, described)
 
 
 @click.command("rm", cls=options.Command, examples=("hilm rm bert-base", "hilm rm bert-base --yes --json"))

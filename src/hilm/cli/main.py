@@ -33,6 +33,7 @@ class Entry:
 COMMANDS: Mapping[str, Entry] = {
     "demo": Entry("Look", "demo:demo", "See it all work on a real model, without the Hub."),
     "inspect": Entry("Look", "reading:inspect", "What a checkpoint holds, read from its headers alone."),
+    "plan": Entry("Look", "planning:plan", "What memory training and serving a model take."),
     "stream": Entry("Look", "reading:stream", "Statistics of every weight, in constant memory."),
     "encode": Entry("Film", "filming:encode", "Film checkpoints as reels and remember them in the store."),
     "decode": Entry("Film", "filming:decode", "Write a reel's weights back as safetensors."),
@@ -45,7 +46,7 @@ COMMANDS: Mapping[str, Entry] = {
     "diff": Entry("Recognise", "searching:diff", "Compare two checkpoints and say how they are related."),
     "list": Entry("Store", "library:list_models", "The models in the store."),
     "stats": Entry("Store", "library:stats", "What the store holds, in figures."),
-    "show": Entry("Store", "library:show", "One model of the store; --sheet draws its picture."),
+    "show": Entry("Store", "library:show", "One model of the store; --sheet and --picture draw it."),
     "rm": Entry("Store", "library:remove", "Forget a model and delete its reel."),
 }
 """Every command, in the order of the help."""

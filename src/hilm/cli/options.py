@@ -154,25 +154,37 @@ def rounding(function: Function) -> Function:
 
 
 def revision(function: Function) -> Function:
-    """Add --revision."""
+    """Add --revision; and --variant and --weights-file, which :func:`at_revision` obeys."""
+    for flag, metavar, text in (
+        ("--weights-file", "NAME", "The file meant, where a folder holds several."),
+        ("--variant", "NAME", "Take the files called so, as model.fp16.safetensors is for fp16."),
+    ):
+        click.option(flag, metavar=metavar, expose_value=False, callback=_keep, help=text)(function)
     return click.option(
         "--revision", metavar="REV", help="Branch, tag or commit, for models on the Hub. [default: main]"
     )(function)
 
 
+def _keep(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    context.meta[f"{__name__}.{option.name}"] = value
+
+
 def at_revision(model: str, revision: str | None) -> str:
-    """Write a Hub id with the revision asked for.
+    """Write a model's address with the revision, file and variant asked for.
 
     Raises:
-        UsageError: The model is not just a Hub id.
+        UsageError: A revision is asked for, and the model is not just a Hub id.
     """
-    from hilm.weights.folder import is_hub_id  # noqa: PLC0415 only a command with --revision pays for it
+    from hilm.weights.folder import address_file, is_hub_id  # noqa: PLC0415 only these commands pay for it
 
-    if revision is None:
-        return model
-    if not is_hub_id(model) or Path(model).exists():
-        raise UsageError(f"{model} is not a Hub id: it has no revisions", hint="hf://organisation/name")
-    return f"hf://{model}@{quote(revision, safe='')}"
+    kept = click.get_current_context().meta
+    file, variant = (kept.get(f"{__name__}.{name}") for name in ("weights_file", "variant"))
+    if revision is not None:
+        if not is_hub_id(model) or Path(model).exists():
+            raise UsageError(f"{model} is not a Hub id: it has no revisions", hint="hf://organisation/name")
+        model = f"hf://{model}@{quote(revision, safe='')}"
+    model = address_file(model, file) if file else model
+    return f"{model}#{variant}" if variant else model
 
 
 def jobs(function: Function) -> Function:

@@ -65,12 +65,12 @@ class CheckpointBase:
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]] | None:
         """Element type and shape of a tensor; None if there is none."""
-        info = self._checkpoint.tensors.get(name)
+        info = self._checkpoint.stored.get(name)
         return None if info is None else (info.dtype, info.shape)
 
     def pieces(self, name: str) -> Iterator[NDArray[np.uint8]]:
         """Stored bytes of a tensor, slab by slab."""
-        info = self._checkpoint.tensors[name]
+        info = self._checkpoint.stored[name]
         rows, columns, word = coded_view(info.dtype, info.shape)
         reader, position, digest = self._checkpoint.source(info), info.span.start, hashlib.sha256()
         for slab in cut_slabs(rows, columns, word)[0]:
@@ -87,7 +87,7 @@ class CheckpointBase:
         Raises:
             SourceChanged: A file changed while it was read.
         """
-        tensors = self._checkpoint.tensors
+        tensors = self._checkpoint.stored
         for info in tensors.values():
             if (info.alias_of or info.name) not in self._hashes:
                 for _ in self.pieces(info.name):

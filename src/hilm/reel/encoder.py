@@ -187,7 +187,7 @@ def write_reel(
         content = ContentDigest(checkpoint)
         decoded = ContentDigest(checkpoint) if "st" in settings else None
         slabs = _SlabSink(writer, choose, decoded, threads or os.cpu_count() or 1)
-        for block in checkpoint.blocks(include_integer=True):
+        for block in checkpoint.blocks(stored=True):
             for sink in (slabs.update, content.update, *sinks):
                 sink(block)
         digests, tensors = content.finish(), slabs.finish(checkpoint)
@@ -281,7 +281,7 @@ class _SlabSink:
     def finish(self, checkpoint: Checkpoint) -> list[Tensor]:
         """Entries of the manifest, in checkpoint order; an alias repeats its owner's facts."""
         entries = []
-        for name, info in checkpoint.tensors.items():
+        for name, info in checkpoint.stored.items():
             owner = self._done[info.alias_of or name]
             if info.alias_of is not None:
                 owner = {**owner, "name": name, "alias_of": info.alias_of, "slabs": [], "bits": 0}

@@ -29,7 +29,7 @@ def draw_front(checkpoint: Checkpoint) -> tuple[bytes, Front]:
         EncoderError: The encoder or the file system failed.
         SourceChanged: A file changed while it was read.
     """
-    owners = [t for t in checkpoint.tensors.values() if t.alias_of is None]
+    owners = [t for t in checkpoint.stored.values() if t.alias_of is None]
     shown: list[Frame] = []
     budget = max(sum(t.nbytes for t in owners) // _SHARE, _LEAST)
     video = encode_preview(

@@ -50,7 +50,7 @@ def drawables(source: Checkpoint | Reel, names: frozenset[str] | None = None) ->
 
 
 def _of_checkpoint(checkpoint: Checkpoint, names: frozenset[str] | None) -> Iterator[Drawable]:
-    for block in checkpoint.blocks(names, include_integer=True):
+    for block in checkpoint.blocks(names, stored=True):
         info = block.info
         packed = info.type.kind == "packed"
         if block.first:

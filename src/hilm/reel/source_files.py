@@ -36,7 +36,7 @@ def store_weight_files(
         writer: Takes the blobs.
     """
     by_file: list[list[TensorInfo]] = [[] for _ in checkpoint.files]
-    for info in checkpoint.tensors.values():
+    for info in checkpoint.stored.values():
         if info.alias_of is None and info.nbytes and info.in_order:
             by_file[info.span.file].append(info)
     files = []

@@ -161,7 +161,7 @@ def _compared(
     entry: Tensor, pieces: Iterable[NDArray[np.uint8]], against: Checkpoint | None, report: VerifyReport
 ) -> Iterator[NDArray[np.uint8]]:
     """Pass the pieces of one tensor on, comparing each with the checkpoint's own bytes."""
-    info = None if against is None else against.tensors.get(entry["name"])
+    info = None if against is None else against.stored.get(entry["name"])
     if against is None or info is None or (info.dtype, list(info.shape)) != (entry["dtype"], entry["shape"]):
         yield from pieces  # reported with the names
         return
@@ -227,11 +227,11 @@ def _decoded(dtype: str, words: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _compare_names(reel: Reel, against: Checkpoint, report: VerifyReport) -> None:
-    for name in sorted(reel.tensors.keys() ^ against.tensors.keys()):
+    for name in sorted(reel.tensors.keys() ^ against.stored.keys()):
         where = "the reel" if name in reel.tensors else against.name
         report.bad.append(f"tensor {name} is only in {where}")
-    for name in sorted(reel.tensors.keys() & against.tensors.keys()):
-        entry, info = reel.tensors[name], against.tensors[name]
+    for name in sorted(reel.tensors.keys() & against.stored.keys()):
+        entry, info = reel.tensors[name], against.stored[name]
         if (entry["dtype"], entry["shape"]) != (info.dtype, list(info.shape)):
             here, there = f"{entry['dtype']} {entry['shape']}", f"{info.dtype} {list(info.shape)}"
             report.bad.append(f"tensor {name} is {here} in the reel, {there} in {against.name}")

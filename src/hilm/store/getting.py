@@ -13,7 +13,7 @@ from hilm.errors import UsageError
 from hilm.store.bases import open_reel
 from hilm.store.files import write_file
 from hilm.weights.dtypes import DTYPES, ELEMENTS, decode
-from hilm.weights.statistics import Moments
+from hilm.weights.statistics import LayerStatistics
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -48,9 +48,9 @@ def get(
         store: As of `decode`.
 
     Returns:
-        ``tensor``, ``dtype``, ``shape`` (of what was read), ``rows``, ``first`` (8 values), ``parameters``,
-        ``mean``, ``std``, ``min``, ``max``, ``zeros``, ``nonfinite``, ``out``, and of a remote reel
-        ``requests`` and ``fetched`` (bytes), None of a local one.
+        ``tensor``, ``dtype``, ``shape`` (of what was read), ``rows``, ``first`` (8 values), ``out``; figures as
+        of :func:`hilm.stream` over what was read; and of a remote reel ``requests`` and ``fetched`` (bytes),
+        None of a local one.
 
     Raises:
         NotAReel: The file is something else.
@@ -66,8 +66,8 @@ def get(
         words, traffic = opened.words(name, rows), opened.file.traffic
     shape = shape if rows is None else [rows[1] - rows[0], *shape[1:]]
     values = _decoded(dtype, words) if DTYPES[dtype].kind != "packed" else np.empty(0, np.float32)
-    moments = Moments()
-    moments.update(values)
+    statistics = LayerStatistics()
+    statistics.update(name, tuple(shape), values)
     if path is not None:
         write_file(path, *_WRITERS[path.suffix](name, dtype, shape, words))
     return {
@@ -76,7 +76,7 @@ def get(
         "shape": shape,
         "rows": rows,
         "first": values[:_SHOWN].tolist(),
-        **moments.summary(),
+        **statistics.fold(lambda *_: name)[name].summary(),
         "out": None if path is None else str(path),
         **traffic,
     }

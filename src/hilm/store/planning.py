@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hilm.lineage.schema import Row
     from hilm.store.store import Store
-    from hilm.weights.folder import Location
+    from hilm.weights.weight_files import Location
 
 
 _COMMIT = re.compile(r"(@[0-9a-f]{8})[0-9a-f]{32}")

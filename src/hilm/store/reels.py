@@ -78,6 +78,8 @@ def read_tensor(
 ) -> NDArray[np.float32]:
     """Read one tensor of a reel as float32 in its own shape; nothing else is decoded.
 
+    Packed weights are archived as the parts that are stored: codes and scales, not the values they stand for.
+
     Args:
         reel: A file, or an http or https URL.
         name: The tensor.

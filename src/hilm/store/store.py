@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hilm.errors import NotAStore, StorageError, UnknownModel, UsageError
 from hilm.store.reading import no_progress
-from hilm.weights.folder import is_hub_id, is_remote
+from hilm.weights.folder import is_hub_id, is_remote, split_variant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -238,7 +238,7 @@ class Store:
             UnknownModel: Nothing of these.
         """
         text = os.fspath(model)
-        if os.path.exists(model) or is_remote(text):  # noqa: PTH110 - may be text that is no path
+        if os.path.exists(split_variant(text)[0]) or is_remote(text):  # noqa: PTH110 - may be text that is no path
             return None
         try:
             return self.row(text)
@@ -319,22 +319,38 @@ class Store:
         chain: bool = False,
         sheet: str | PathLike[str] | None = None,
         film: str | PathLike[str] | None = None,
+        picture: str | PathLike[str] | None = None,
+        figure: str = "std",
+        progress: Progress = no_progress,
     ) -> dict[str, Any]:
-        """What the store knows of a model, or what is in a reel; optionally its contact sheet and film.
+        """What the store knows of a model, or what is in a reel; optionally its sheet, film and heat map.
 
         Args:
-            model: Name of a model in the store; or a reel, as a file or URL ending in ``.mp4``.
+            model: Name of a model in the store, or a reel: a file or URL ending in ``.mp4``; for a sheet or
+                heat map also a path, Hub id or URL.
             chain: List what its latest reel takes to decode: itself and, of a delta, what it stands on.
             sheet: PNG to write.
             film: MP4 to write.
+            picture: PNG to write: the heat map of the model's layers, all of its weights being read.
+            figure: What the heat map shows: std, max, outliers, zeros or mean.
+            progress: Called with values measured, values in all, and the current tensor.
 
         Raises:
             UnknownModel: No model of that name.
-            UsageError: It has no film, or neither weights nor archive to draw.
+            UsageError: It has no film, neither weights nor archive to draw, or there is no such figure.
         """
         from hilm.store.showing import show_model  # noqa: PLC0415 - only pictures need it
 
-        return show_model(self, model, chain=chain, sheet=sheet, film=film)
+        return show_model(
+            self,
+            model,
+            chain=chain,
+            sheet=sheet,
+            film=film,
+            picture=picture,
+            figure=figure,
+            progress=progress,
+        )
 
     def film(
         self,

@@ -181,13 +181,24 @@ def _write_reel(checkpoint: Checkpoint, job: Job, sinks: Sequence[Sink]) -> Enco
 
     state = hashlib.sha256(entry_key(job) + checkpoint.state).hexdigest()
     out = Path(job.reels) / f"{_file_stem(job.name)}-{state[:8]}.reel.mp4"
-    options: dict[str, Any] = {"preview": job.preview, "sinks": sinks, "threads": job.threads}
+    plain = checkpoint.stored is checkpoint.tensors
+    options: dict[str, Any] = {
+        "preview": job.preview,
+        "threads": job.threads,
+        "sinks": sinks if plain else (),
+    }
     if job.base:
         with open_base(job.base) as base:
-            return encode_delta(checkpoint, out, base, content_key=job.base_key, **options)
-    if job.rounding is not None:
-        return encode_small(checkpoint, out, job.rounding, **options)
-    return encode_archive(checkpoint, out, **options)
+            report = encode_delta(checkpoint, out, base, content_key=job.base_key, **options)
+    elif job.rounding is not None:
+        report = encode_small(checkpoint, out, job.rounding, **options)
+    else:
+        report = encode_archive(checkpoint, out, **options)
+    if not plain:
+        for block in checkpoint.blocks(include_integer=True):  # filmed by its parts, looked at as a whole
+            for sink in sinks:
+                sink(block)
+    return report
 
 
 class _Picker:
@@ -277,7 +288,7 @@ def describe(checkpoint: Checkpoint, name: str, digests: tuple[bytes, ...]) -> d
         "uri": checkpoint.uri,
         "commit": checkpoint.state.hex(),
         "format": checkpoint.format,
-        "kind": "adapter" if "base_model_name_or_path" in config else "model",
+        "kind": checkpoint.kind,
         "architecture": _architecture(config),
         "declared_base": base or None,
         "files": [

@@ -8,6 +8,7 @@ import struct
 from typing import TYPE_CHECKING, NoReturn
 
 from hilm.errors import HeaderError, PackedFormatUnsupported, TruncatedFile
+from hilm.weights.cursor import Cursor
 from hilm.weights.gguf_blocks import BLOCK_TYPES, BlockType
 from hilm.weights.safetensors import MAX_METADATA, MAX_TENSORS, check_name
 from hilm.weights.tensor import Entry, Listing
@@ -54,7 +55,7 @@ def parse_gguf(read: Read, size: int) -> Listing:
         TruncatedFile: The header, or the data it describes, is cut off.
         PackedFormatUnsupported: A tensor is of a type whose size is unknown.
     """
-    cursor = _Cursor(read, size)
+    cursor = _Cursor(read, size, _FIRST_WINDOW, _LAST_WINDOW)
     tensors, keys = _read_counts(cursor)
     metadata = _read_metadata(cursor, keys)
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
@@ -68,34 +69,13 @@ def parse_gguf(read: Read, size: int) -> Listing:
     return Listing(tuple(entries), texts)
 
 
-class _Cursor:
-    """Reads a header from front to back in growing windows, at most one of them in memory."""
-
-    def __init__(self, read: Read, size: int) -> None:
-        self.read, self.size, self.at = read, size, 0
-        self._window, self._start, self._length = b"", 0, _FIRST_WINDOW
-
+class _Cursor(Cursor):
     def skip(self, count: int) -> int:
         """Move on and return where it was."""
-        start, self.at = self.at, self.at + count
-        if self.at > self.size:
-            raise TruncatedFile(f"the header needs {self.at:,} bytes or more, the file has {self.size:,}")
+        start = super().skip(count)
         if self.at > MAX_HEADER:
             raise HeaderError("gguf-length", f"the header is longer than {MAX_HEADER >> 20} MiB")
         return start
-
-    def take(self, count: int) -> bytes:
-        """Return the next bytes."""
-        start = self.skip(count)
-        if self.at > self._start + len(self._window):
-            stop = min(max(start + self._length, self.at), self.size)
-            self._window, self._start = self.read(start, stop), start
-            self._length = min(2 * self._length, _LAST_WINDOW)
-        return self._window[start - self._start : self.at - self._start]
-
-    def integer(self, width: int) -> int:
-        """Read an unsigned integer of ``width`` bytes."""
-        return int.from_bytes(self.take(width), "little")
 
     def length(self, limit: int) -> int:
         """Read the length of a text."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from hilm.errors import NetworkError, NotFound, OfflineError, StorageError, UsageError
@@ -17,9 +16,6 @@ from hilm.weights.http_get import get_bytes
 from hilm.weights.http_pool import shown
 from hilm.weights.http_source import HEAD, HttpSource
 from hilm.weights.retry import PATIENCE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 MAX_LISTING = 64 << 20
 MAX_FILES = 100_000
@@ -32,7 +28,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TOKEN = re.compile(r"[!-~]+")
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})
-_OPENERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +108,6 @@ class HubRepository:
         head = min(file.size, SMALL) if file.sha256 is None else HEAD
         headers = authorization(self.token.value)
         return HttpSource.open(self.url(name), headers=headers, size=file.size, etag=file.etag, head=head)
-
-    def open_all(self, names: Iterable[str]) -> list[FileSource | HttpSource]:
-        """Open several files at the same time, in the order given; all or none."""
-        with ThreadPoolExecutor(_OPENERS, "hilm-hub") as pool:
-            futures = [pool.submit(self.open, name) for name in names]
-        failures = [error for future in futures if (error := future.exception())]
-        opened = [future.result() for future in futures if not future.exception()]
-        if failures:
-            for source in opened:
-                source.close()
-            raise failures[0]
-        return opened
 
 
 def locate_hub(

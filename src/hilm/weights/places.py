@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 from hilm.errors import CorruptCheckpoint, OfflineError, StorageError
 from hilm.weights.byte_source import FileSource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from hilm.weights.byte_source import ByteSource
     from hilm.weights.http_source import HttpSource
     from hilm.weights.hub_files import HubRepository
+
+OPENERS = 8
+"""Remote files opened at a time."""
 
 
 class Place(Protocol):
@@ -28,6 +34,10 @@ class Place(Protocol):
         """What messages call it."""
 
     @property
+    def is_listed(self) -> bool:
+        """Whether all files in it are known."""
+
+    @property
     def offline(self) -> bool:
         """Whether files that are not here exist elsewhere, out of reach."""
 
@@ -36,6 +46,9 @@ class Place(Protocol):
 
     def deep_names(self) -> list[str]:
         """The same with the files of its folders, hidden ones and foreign links left out."""
+
+    def inside(self, folder: str) -> Place:
+        """A folder in it."""
 
     def contains(self, name: str) -> bool:
         """Whether a file that is here is really in here, links followed."""
@@ -52,7 +65,7 @@ class LocalPlace:
     """A local folder."""
 
     root: Path
-    offline = False
+    offline, is_listed = False, True
 
     @property
     def label(self) -> str:
@@ -73,11 +86,15 @@ class LocalPlace:
         files = (path.relative_to(self.root).as_posix() for path in sorted(found) if path.is_file())
         return [name for name in files if self.contains(name)]
 
+    def inside(self, folder: str) -> LocalPlace:
+        """A folder in it."""
+        return LocalPlace(self.root / folder)
+
     def contains(self, name: str) -> bool:
         """Whether a file, links followed, lies in the folder or in the blobs of the Hub cache around it."""
-        real, snapshots = (self.root / name).resolve(), self.root.parent
-        cache = snapshots.parent / "blobs" if snapshots.name == "snapshots" else self.root
-        return real.is_relative_to(self.root) or real.is_relative_to(cache)
+        real = (self.root / name).resolve()
+        caches = (folder.parent / "blobs" for folder in self.root.parents if folder.name == "snapshots")
+        return real.is_relative_to(self.root) or any(real.is_relative_to(cache) for cache in caches)
 
     def open(self, names: Sequence[str]) -> list[ByteSource]:
         """Open files by name, all or none."""
@@ -103,6 +120,7 @@ class HubPlace:
 
     repository: HubRepository
     prefix: str = ""
+    is_listed = True
 
     @property
     def offline(self) -> bool:
@@ -128,13 +146,17 @@ class HubPlace:
         found = (name for name in self.repository.files if name.startswith(self.prefix))
         return sorted(name.removeprefix(self.prefix) for name in found)
 
+    def inside(self, folder: str) -> HubPlace:
+        """A folder in it."""
+        return HubPlace(self.repository, f"{self.prefix}{folder}/")
+
     def contains(self, name: str) -> bool:
         """Links do not exist there."""
         return bool(name)
 
     def open(self, names: Sequence[str]) -> list[ByteSource]:
         """Open files at the same time, all or none."""
-        return [*self.repository.open_all([self.prefix + name for name in names])]
+        return open_together(self.repository.open, [self.prefix + name for name in names])
 
     def sha256(self, name: str) -> bytes | None:
         """Digest of a large file, as the Hub states it."""
@@ -144,11 +166,12 @@ class HubPlace:
 
 @dataclass(frozen=True, slots=True)
 class UrlPlace:
-    """One file behind a URL; nothing is beside it."""
+    """One file behind a URL; what it names as lying beside it is asked for there."""
 
     url: str
     label: str
     offline: bool
+    is_listed = False
 
     def names(self) -> list[str]:
         """The name of the file."""
@@ -156,17 +179,24 @@ class UrlPlace:
 
     deep_names = names
 
+    def inside(self, folder: str) -> UrlPlace:
+        """The same: it has no folders."""
+        del folder
+        return self
+
     def contains(self, name: str) -> bool:
         """Links do not exist there."""
         return bool(name)
 
     def open(self, names: Sequence[str]) -> list[ByteSource]:
-        """Open the file.
+        """Open the file and others beside it, at the same time, all or none.
 
         Raises:
             OfflineError: The network may not be used.
         """
-        return [open_url(self.url, offline=self.offline) for _ in names]
+        (own,), folder = self.names(), self.label.rpartition("/")[0]
+        urls = [self.url if name == own else f"{folder}/{quote(name)}" for name in names]
+        return open_together(partial(open_url, offline=self.offline), urls)
 
     def sha256(self, name: str) -> bytes | None:
         """Unknown."""
@@ -188,6 +218,19 @@ def open_url(url: str, *, offline: bool | None = None, tail: int = 0) -> HttpSou
     if is_true("HF_HUB_OFFLINE") if offline is None else offline:
         raise OfflineError(f"{shown(url)} is not a local file")
     return HttpSource.open(url, tail=tail)
+
+
+def open_together(open_one: Callable[[str], ByteSource], names: Sequence[str]) -> list[ByteSource]:
+    """Open several files at the same time, in the order given; all or none."""
+    with ThreadPoolExecutor(OPENERS, "hilm-open") as pool:
+        futures = [pool.submit(open_one, name) for name in names]
+    failures = [error for future in futures if (error := future.exception())]
+    if failures:
+        for future in futures:
+            if not future.exception():
+                future.result().close()
+        raise failures[0]
+    return [future.result() for future in futures]
 
 
 def read_small(place: Place, name: str, limit: int) -> bytes | None:

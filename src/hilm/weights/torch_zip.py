@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from hilm.weights.zip_directory import Read
 
 MAX_DEPTH = 200
-MAX_VISITS = 16_000_000
-"""Values looked at and characters of names made; what stands in two branches counts twice."""
+MAX_COST = 24_000_000
+"""What looking through one pickle may cost, in some 40 ns; what stands in two branches counts twice."""
+
+_COST, _ITEM_COST, _NAME_COST = 32, 2, 16  # of a container, of a value in it, of a name beside its characters
 
 _WRAPPERS = ("state_dict", "model", "module")
 _WRAPPER_SHARE = 0.9
@@ -163,7 +165,7 @@ def _read_pickles(data: bytes) -> tuple[Pickle, dict[str, Storage], list[str], i
 
 def _list_tensors(pickle: Pickle, places: Places, notes: list[str], *, big_endian: bool = False) -> Listing:
     """List what a pickle holds; ``places`` tells where in the file each storage is."""
-    root = pickle.value
+    root, budget = pickle.value, _Budget()
     if isinstance(root, Call | Global):
         raise UnsupportedFormat(
             f"the file holds an object of {_name(root)}, whose tensors only its own code can list",
@@ -174,8 +176,8 @@ def _list_tensors(pickle: Pickle, places: Places, notes: list[str], *, big_endia
         more = f" and {len(foreign) - 20:,} more" if len(foreign) > 20 else ""
         notes.append(f"named in the pickle, not imported: {', '.join(foreign[:20])}{more}")
     if isinstance(root, Table):
-        root = _unwrap(_without_optimizers(root, notes), notes)
-    tensors, opaque = _flatten(root)
+        root = _unwrap(_without_optimizers(root, notes, budget), notes, budget)
+    tensors, opaque = _flatten(root, budget)
     entries: list[Entry] = []
     owners: dict[object, str] = {}
     for name, tensor in tensors:
@@ -196,12 +198,23 @@ def _name(record: Call | Global) -> str:
     return record.name
 
 
-def _flatten(root: object) -> tuple[list[tuple[str, Tensor]], list[tuple[str, _Node]]]:
+class _Budget:
+    """What is left of ``MAX_COST``: a few lists within one another can be billions of paths."""
+
+    def __init__(self) -> None:
+        self.left = MAX_COST
+
+    def spend(self, cost: int) -> None:
+        self.left -= cost
+        if self.left < 0:
+            raise UnsafePickle("the pickle nests the same containers too often")
+
+
+def _flatten(root: object, budget: _Budget) -> tuple[list[tuple[str, Tensor]], list[tuple[str, _Node]]]:
     """Name and value of the tensors in nested containers, and of what may hide further ones."""
     tensors: list[tuple[str, Tensor]] = []
     opaque: list[tuple[str, _Node]] = []
     pending: list[tuple[str, int, _Node]] = [("", 0, root)] if isinstance(root, _NODES) else []
-    visits = 0
     while pending:
         name, depth, value = pending.pop()
         if isinstance(value, Tensor):
@@ -214,9 +227,9 @@ def _flatten(root: object) -> tuple[list[tuple[str, Tensor]], list[tuple[str, _N
         children = [(key, child) for key, child in pairs if isinstance(child, _NODES)]
         opaque += [(name, child) for key, child in children if not isinstance(key, _KEYS)]
         named = [(_join(name, key), depth + 1, child) for key, child in children if isinstance(key, _KEYS)]
-        visits += len(pairs) + sum(len(child[0]) for child in named)
-        if depth == MAX_DEPTH or visits > MAX_VISITS:
-            raise UnsafePickle("the pickle nests containers too deeply, or the same ones too often")
+        budget.spend(_COST + _ITEM_COST * len(pairs) + sum(_NAME_COST + len(path) for path, _, _ in named))
+        if depth == MAX_DEPTH:
+            raise UnsafePickle(f"the pickle nests containers more than {MAX_DEPTH} deep")
         pending += named[::-1]
     return tensors, opaque
 
@@ -228,20 +241,21 @@ def _join(name: str, key: object) -> str:
     return joined
 
 
-def _without_optimizers(root: Table, notes: list[str]) -> Table:
+def _without_optimizers(root: Table, notes: list[str], budget: _Budget) -> Table:
     kept = []
     for key, value in root.pairs:
         if isinstance(key, str) and key.lower().startswith("optim") and isinstance(value, _CONTAINERS):
-            notes.append(f"{key[:80]!r} holds {len(_flatten(value)[0]):,} tensors of an optimizer, left out")
+            count = len(_flatten(value, budget)[0])
+            notes.append(f"{key[:80]!r} holds {count:,} tensors of an optimizer, left out")
         else:
             kept.append((key, value))
     return Table(kept)
 
 
-def _unwrap(root: Table, notes: list[str]) -> Table:
+def _unwrap(root: Table, notes: list[str], budget: _Budget) -> Table:
     """Open the branch of the model in a training checkpoint, if it holds nearly all values."""
     for _ in _WRAPPERS:
-        sizes = [sum(math.prod(t.shape) for _, t in _flatten(child)[0]) for _, child in root.pairs]
+        sizes = [sum(math.prod(t.shape) for _, t in _flatten(child, budget)[0]) for _, child in root.pairs]
         large = [i for i, size in enumerate(sizes) if size and size >= _WRAPPER_SHARE * sum(sizes)]
         if len(large) != 1:
             break
