@@ -48,9 +48,9 @@ def get(
         store: As of `decode`.
 
     Returns:
-        ``tensor``, ``dtype``, ``shape`` (of what was read), ``rows``, ``first`` (8 values), ``out``; figures as
-        of :func:`hilm.stream` over what was read; and of a remote reel ``requests`` and ``fetched`` (bytes),
-        None of a local one.
+        ``tensor``, ``dtype``, ``shape`` (of what was read), ``rows``, ``first`` (8 values), ``out``;
+        figures as of :func:`hilm.stream` over what was read; of a remote reel ``requests`` and ``fetched``
+        (bytes), None of a local one.
 
     Raises:
         NotAReel: The file is something else.
