@@ -2,8 +2,8 @@
 
 Text: the standard library, without its tests and tables of encodings; every tenth file is held out. Both
 models have three layers of width 64 and tied embeddings, and see the same windows in the same order. Per
-model and budget the learning rate is the best on seed 0: of a grid, and for more steps of the best one and its
-half. Other seeds are compared. One thread.
+model and budget the learning rate is the best on seed 0: of a grid, and for more steps of that and its half.
+Other seeds are compared. One thread.
 
 Run: python benchmarks/learning.py
 """

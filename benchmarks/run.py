@@ -34,6 +34,7 @@ BENCHMARKS = (
     "sampling",
     "demo",
     "resnet_bk",
+    "learning",
 )
 
 
