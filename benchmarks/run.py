@@ -33,6 +33,7 @@ BENCHMARKS = (
     "sampling",
     "demo",
     "resnet_bk",
+    "onevision",
 )
 
 
