@@ -330,7 +330,8 @@ def tunnel():
         thread.join(5)
 
 
-if __name__ == "__main__":  # a server in a process of its own: python -m tests.servers FILE LATENCY
-    with Server({"/file": Path(sys.argv[1])}, latency=float(sys.argv[2]), sendfile=True) as server:
+if __name__ == "__main__":  # a server in a process of its own: python -m tests.servers FILE LATENCY [PATH]
+    served = {(sys.argv[3:] or ["/file"])[0]: Path(sys.argv[1])}
+    with Server(served, latency=float(sys.argv[2]), sendfile=True) as server:
         print(server.port, flush=True)  # noqa: T201  the parent reads it
         sys.stdin.read()

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import json
+import re
+import signal
+
 import click
 import pytest
 
 from hilm.cli.reading import bar, inspected, streamed
-from tests.tiny import bert_like
+from tests.store.conftest import start
+from tests.tiny import bert_like, write_sparse
 
 
 def checkpoint(tensors=3, files=1):
@@ -17,6 +22,7 @@ def checkpoint(tensors=3, files=1):
         ],
         "roles": {"mlp": 4 * tensors},
         "files": [{"name": f"{i}.safetensors"} for i in range(files)],
+        "notes": [],
     }
 
 
@@ -46,6 +52,11 @@ def test_inspect_cuts_a_long_list_and_says_so(everything, shown):
     assert text.count("layer.") == shown
     assert ("… and 83 more (--all lists them)" in text) is not everything
     assert "in 2 files" in text
+
+
+def test_inspect_ends_with_what_is_odd_about_the_checkpoint():
+    text = inspected({**checkpoint(), "notes": ["a.bin\x1b is not read"]}, everything=False)
+    assert text.splitlines()[-2:] == ["", "note: a.bin\ufffd is not read"]
 
 
 def test_bar():
@@ -124,3 +135,41 @@ def test_stream_shows_every_tensor_when_asked(hilm):
     document = hilm("stream", "base", "--per-layer", "--json").document
     assert [tensor["name"] for tensor in document["per_layer"]] == list(bert_like(1, layers=2))
     assert "per_layer" not in hilm("stream", "base", "--json").document
+
+
+NINE = [
+    "model_name", "progress_percent", "processed_parameters", "total_parameters", "chunks_encoded",
+    "processing_rate", "elapsed_time", "memory_usage_mb", "current_layer",
+]  # fmt: skip
+
+
+def test_stream_that_is_followed_prints_lines_and_at_last_the_document(hilm, house):
+    write_sparse(house / "big", (200_000, 1024))
+    ran = hilm("stream", "big", "--follow", "--max-memory", "1")
+    *lines, document = map(json.loads, ran.out.splitlines())
+    assert lines
+    percents = [line["progress_percent"] for line in lines]
+    assert percents == sorted(percents)
+    assert all(list(line) == [*NINE, "eta_seconds"] for line in lines)
+    assert len(lines) <= document["elapsed_time"] / 0.1 + 1
+    assert document["layers"]["other"]["zeros"] == 200_000 * 1024
+    assert {*NINE, "peak_memory_mb", "layers"} <= document.keys()
+    assert ran.err.startswith("note: limit-below-baseline: of 1 MiB, ")
+
+
+def test_stream_shows_rate_and_memory_on_a_terminal(hilm, house, monkeypatch):
+    write_sparse(house / "big", (300_000, 1024))
+    monkeypatch.setattr("_pytest.capture.CaptureIO.isatty", lambda _: True, raising=False)
+    ran = hilm("stream", "big")
+    assert re.search(r"w +\d+ % \|.*\| 00:00, .* to go, [\d.,]+ M/s, \d+ MB", ran.err)
+
+
+def test_an_interrupted_stream_says_so(house):
+    write_sparse(house / "big", (16 << 20, 1024))
+    process = start("stream", house / "big", "--follow")
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.strip().splitlines()[0] == "error: interrupted"
+    assert "Traceback" not in err

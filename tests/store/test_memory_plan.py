@@ -10,8 +10,11 @@ from gguf.quants import quantize
 
 from hilm.errors import NotACheckpoint, UnknownLayerType, UsageError
 from hilm.store import plan
+from hilm.store.memory_plan import Parameters
+from hilm.weights import open_checkpoint
 from tests.tiny import write_model
 from tests.weights.other_formats import write_gguf
+from tests.weights.packing import gptq, write
 
 # Llama 7B: 32 blocks of width 4096, 11008 within, 32000 words, no biases, embedding and head apart.
 LLAMA = {
@@ -156,3 +159,9 @@ def test_what_makes_no_sense_is_said(llama, tmp_path):
         plan(llama, targets=["atention"])
     with pytest.raises(NotACheckpoint):
         plan(tmp_path / "nowhere")
+
+
+def test_packed_weights_are_computed_in_sixteen_bits(tmp_path):
+    with open_checkpoint(write(tmp_path, gptq(np.random.default_rng(1)))) as checkpoint:
+        parameters = Parameters.of(checkpoint.tensors.values())
+    assert (parameters.count, parameters.bits, parameters.stored) == (2048, 16, 1024 + 32 + 128)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +15,8 @@ from hilm.cli.output import ROWS, clean, count, elide, figure, seconds, share, s
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from hilm.cli.output import Document
+    from hilm import StreamingProgress
+    from hilm.cli.output import Document, Progress
 
 
 @click.command(
@@ -45,6 +48,7 @@ def inspected(document: Document, *, everything: bool) -> str:
     held, files = sum(tensor["bytes"] for tensor in tensors), len(document["files"])
     roles = sorted(document["roles"].items(), key=lambda item: -item[1])
     shown = tensors if everything else tensors[:ROWS]
+    notes = [f"note: {clean(note)}" for note in document["notes"][: None if everything else ROWS]]
     summary = f"{count(parameters)} parameters in {len(tensors):,} tensors, {size(held)}"
     return "\n".join(
         [
@@ -57,6 +61,7 @@ def inspected(document: Document, *, everything: bool) -> str:
             "",
             table(["tensor", ">shape", "dtype", "role", ">size"], [row(tensor) for tensor in shown]),
             *output.more(len(tensors), len(shown), "--all lists them"),
+            *(["", *notes] if notes else ()),
         ]
     )
 
@@ -78,6 +83,7 @@ def bar(part: float, whole: float, width: int = 24) -> str:
         "hilm stream ./all-MiniLM-L6-v2",
         "hilm stream ./gpt2 --layers attention mlp --chunk-size 8192",
         "hilm stream ./llama --max-memory 512 --max-params 1000000 --json",
+        "hilm stream ./llama --follow | jq --unbuffered .progress_percent",
         "hilm stream ./gpt2 --per-layer --json | jq '.per_layer[] | select(.outliers > 0).name'",
     ),
 )
@@ -93,6 +99,13 @@ def bar(part: float, whole: float, width: int = 24) -> str:
 )
 @click.option("--per-layer", is_flag=True, help="Show every tensor's statistics too.")
 @click.option("--no-adaptive", is_flag=True, help="Keep the chunk size as given, whatever the memory.")
+@click.option(
+    "--follow",
+    is_flag=True,
+    expose_value=False,
+    callback=output.keep,
+    help="Like --json, after lines of JSON that say how far it is, ten a second at most; one line each.",
+)
 @options.revision
 @options.switches
 def stream(
@@ -118,9 +131,28 @@ def stream(
             adaptive=not no_adaptive,
             max_params=max_params,
             per_layer=per_layer,
-            progress=progress,
+            progress=Live(progress),
         )
+    for text in document["notes"]:
+        output.note(text)
     output.emit(document, streamed)
+
+
+class Live:
+    """Shows where a stream is, ten times a second at most: on a terminal, and on stdout with --follow."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._shown = progress, -math.inf
+
+    def __call__(self, state: StreamingProgress) -> None:
+        """Show the state, unless another was shown less than 100 ms ago."""
+        now = time.monotonic()
+        if now - self._shown < 0.1:
+            return
+        self._shown = now
+        detail = f"{count(state.processing_rate)}/s, {state.memory_usage_mb:,.0f} MB"
+        self._progress(state.processed_parameters, state.total_parameters, state.current_layer, detail)
+        output.follow(state.figures() | {"eta_seconds": state.eta_seconds})
 
 
 def streamed(document: Document) -> str:

@@ -83,7 +83,8 @@ class Parameters:
     @property
     def bits(self) -> int:
         """Bits to compute in: 32 if most values are stored in that many, else 16."""
-        wide = sum(t.numel for t in self.tensors if t.type.kind == "float" and t.type.bits >= 32)
+        plain = (t for t in self.tensors if t.packed is None and t.type.kind == "float")
+        wide = sum(t.numel for t in plain if t.type.bits >= 32)
         return 32 if 2 * wide > self.count else 16
 
     @property
