@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from hilm.lineage.verdict import Verdict
 
 WIDTHS, HIDDEN, LAYERS, TOKENS, RANK = (48, 64), (2, 3), 4, 400, 12
+READ = 10
+"""Of so many pairs one is also judged by its hidden units, which takes ten times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,10 @@ def strangers(pairs: int, folder: Path) -> list[Stranger]:
             write_safetensors(path, drawn(stream("strangers", number, side), width, hidden, shared))
         with open_checkpoint(paths[0]) as a, open_checkpoint(paths[1]) as b:
             evidence = weigh(*(Print(c.name, fingerprint(c, threads=1).to_row(bytes(32))) for c in (a, b)))
-            units = match_units(a, b)
-        assert units is not None
-        all_of_it = replace(evidence, units=units.cosine, units_z=units.z, controls=units.controls)
-        found.append(Stranger(verdict(all_of_it)))
+            units = match_units(a, b) if number % READ == 0 else None
+        if units is not None:
+            evidence = replace(evidence, units=units.cosine, units_z=units.z, controls=units.controls)
+        found.append(Stranger(verdict(evidence)))
         for path in paths:
             path.unlink()
     return found

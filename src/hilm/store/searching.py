@@ -89,7 +89,7 @@ def _query_print(store: Store, model: str | PathLike[str], progress: Progress) -
 
 
 def _prove(path: str, matches: list[Match], n: int, progress: Progress) -> list[Match]:
-    """Match hidden units of models of equal shapes not established: that sees through permutations."""
+    """Match hidden units where nothing is established: that sees through permutations and lost coordinates."""
     proved, left = [], PROOFS
     for number, match in enumerate(matches):
         if not left or not _is_unclear(match):
@@ -102,10 +102,13 @@ def _prove(path: str, matches: list[Match], n: int, progress: Progress) -> list[
 
 
 def _is_unclear(match: Match) -> bool:
-    """Whether nothing is established, but the shapes fit and the token geometry does not speak against it."""
+    """Whether nothing is established, but the token geometry hints at kinship; unknown, equal widths do."""
     evidence = match.evidence
-    fits = match.verdict.relation == "independent" and evidence.a.width == evidence.b.width
-    return fits and (evidence.gram is None or GRAM_NULL.z(evidence.gram) >= HINT)
+    if match.verdict.relation != "independent":
+        return False
+    if evidence.gram is None:
+        return evidence.a.width == evidence.b.width
+    return GRAM_NULL.z(evidence.gram) >= HINT
 
 
 def _with_units(path: str, match: Match, n: int) -> Match:
