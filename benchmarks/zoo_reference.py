@@ -27,6 +27,7 @@ EMBEDDING = re.compile(r"(wte|word_embeddings|embed_tokens|shared|token_embd)\.w
 QUERY = re.compile(r"(query|q_proj|\.q|attn_q)\.weight$")
 KEY = re.compile(r"(key|k_proj|\.k|attn_k)\.weight$")
 FUSED = re.compile(r"c_attn\.weight$")
+SIDES = ("query", "key")
 
 
 def awm(a: Path, b: Path) -> float | None:
@@ -40,19 +41,18 @@ def awm(a: Path, b: Path) -> float | None:
     similar = x.T @ y
     rows, columns = assign(np.abs(similar))
     signs = np.where(similar[rows, columns] < 0, -1.0, 1.0)
-    scores = np.array(
-        [
-            [np.mean([cka(p[:, rows], q[:, columns] * signs) for p, q in zip(u, v, strict=True)]) for v in right]
-            for u in left
-        ]
-    )
+    u = np.array([[similarity(m[:, rows]) for m in block] for block in left])
+    v = np.array([[similarity(m[:, columns] * signs) for m in block] for block in right])
+    scores = np.einsum("ime,jme->ij", u, v) / len(SIDES)
     return float(scores[assign(scores)].mean())
 
 
 def read(folder: Path) -> tuple[Float | None, list[tuple[Float, Float]]]:
     """Embedding [V, d], and query and key matrices [n, d] of every block in storage order of their names."""
     with open_checkpoint(folder) as checkpoint:
-        names = sorted(checkpoint.tensors, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)])
+        names = sorted(
+            checkpoint.tensors, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)]
+        )
         table = next((n for n in names if EMBEDDING.search(n)), None)
         if table is None:
             return None, []
@@ -72,16 +72,14 @@ def unit_columns(matrix: Float) -> Float:
     return centred / np.maximum(np.linalg.norm(centred, axis=0), 1e-30)
 
 
-def cka(x: Float, y: Float) -> float:
-    """Unbiased linear centred kernel alignment; the columns are the samples."""
-    k, m = x.T @ x, y.T @ y
-    norm = hsic(k, k) * hsic(m, m)
-    return hsic(k, m) / float(np.sqrt(norm)) if norm > 0 else 0.0
+def similarity(matrix: Float) -> Float:
+    """How similarly it treats each pair of columns, U-centred and of norm 1.
 
-
-def hsic(k: Float, m: Float) -> float:
-    """Unbiased estimate of the Hilbert-Schmidt independence criterion, up to a factor (Song et al. 2012)."""
-    n = len(k)
-    k, m = (g - np.diag(np.diag(g)) for g in (k, m))
-    total = k.sum() * m.sum() / ((n - 1) * (n - 2))
-    return float((k * m).sum() + total - 2 * (k.sum(axis=0) @ m.sum(axis=0)) / (n - 2))
+    The product of two of them is the unbiased linear centred kernel alignment (Song et al. 2012).
+    """
+    gram = matrix.T @ matrix
+    n, hollow = len(gram), gram - np.diag(np.diag(gram))
+    means = hollow.sum(axis=0) / (n - 2)
+    centred = hollow - means - means[:, None] + hollow.sum() / ((n - 1) * (n - 2))
+    flat: Float = centred[~np.eye(n, dtype=bool)]
+    return flat / np.linalg.norm(flat)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from zoo import write_safetensors
-from zoo_training import stream
+from zoo_data import stream
 
 from hilm.lineage.fingerprint import fingerprint
 from hilm.lineage.search import Print, weigh
@@ -40,10 +40,12 @@ class Stranger:
     judged: Verdict
 
     def p(self, layer: str) -> float | None:
+        """Chance of what that statistic says; None if it was not measured."""
         found = self.judged.details["statistics"].get(layer)
         return found and float(found["p"])
 
     def z(self, layer: str) -> float | None:
+        """Standard score of that statistic."""
         found = self.judged.details["statistics"].get(layer)
         return found and float(found["z"])
 
@@ -84,7 +86,9 @@ def drawn(
     for number in range(LAYERS):
         block = f"model.layers.{number}."
         tensors |= {f"{block}self_attn.{part}_proj.weight": matrix(width, width) for part in "qkvo"}
-        tensors |= {f"{block}mlp.{part}_proj.weight": matrix(hidden * width, width) for part in ("gate", "up")}
+        tensors |= {
+            f"{block}mlp.{part}_proj.weight": matrix(hidden * width, width) for part in ("gate", "up")
+        }
         tensors[f"{block}mlp.down_proj.weight"] = matrix(width, hidden * width)
     return tensors
 

@@ -1,82 +1,27 @@
-"""The trained models of the zoo: a seeded language and pictures, small architectures, and their training."""
+"""The trained models of the zoo: small architectures, what they learn, and their training."""
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-
-from hilm.lineage.gram import WORDS
+from zoo_data import HEADS, LAYERS, LENGTH, MASK, VOCABULARY, WIDTH, Model, corpus, stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
-
-    Tensors = Mapping[str, NDArray[Any]]
-
-VOCABULARY, LENGTH, BATCH = 2048, 32, 16
-SENTENCES, CLASSES, TOPICS = 4096, 8, 16
-SPECIAL = ("<pad>", "<s>", "</s>", "<mask>")
-MASK = SPECIAL.index("<mask>")
-WIDTH, LAYERS, HEADS = 128, 4, 4
+BATCH = 16
 SIDE, LABELS = 32, 64
 WARM_UP = 20
 
 
-def stream(*parts: object) -> np.random.Generator:
-    """Random numbers that belong to these words alone: no two roles, seeds or architectures share any."""
-    text = "/".join(map(str, parts))
-    return np.random.default_rng(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little"))
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """Weights by name, and the ``config.json`` they go with."""
-
-    tensors: Tensors
-    config: dict[str, Any]
-
-    def having(self, tensors: Tensors, **settings: object) -> Model:
-        """Other weights, and other settings where they need them."""
-        return Model(tensors, self.config | settings)
-
-
-# Data
-
-
-def vocabulary() -> dict[str, int]:
-    """Token → id: special tokens, the anchor words, and words of three syllables."""
-    rng = stream("words")
-    words, letters = list(SPECIAL) + [f"▁{w}" for w in WORDS], (list("bdfgklmnprstvz"), list("aeiou"))
-    while len(words) < VOCABULARY:
-        word = "▁" + "".join(str(rng.choice(letters[i % 2])) for i in range(6))
-        words += [word] * (word not in words)
-    return {word: number for number, word in enumerate(words)}
-
-
-@cache
-def corpus(name: str) -> NDArray[np.int64]:
-    """Sentences of a random grammar: word classes follow one another, a topic prefers words of each class."""
-    rng = stream("corpus", name)
-    words = np.arange(len(SPECIAL), VOCABULARY)[: VOCABULARY // CLASSES * CLASSES - CLASSES].reshape(-1, CLASSES).T
-    order = np.argsort(rng.random((TOPICS, *words.shape)), axis=-1)
-    follows = rng.dirichlet(np.full(CLASSES, 0.3), CLASSES).cumsum(axis=1)
-    chances = (1 / np.arange(1, words.shape[1] + 1) ** 1.2).cumsum()
-    topic, kind = rng.integers(TOPICS, size=SENTENCES), np.zeros(SENTENCES, int)
-    text = np.empty((SENTENCES, LENGTH), np.int64)
-    for place in range(LENGTH):
-        kind = (rng.random((SENTENCES, 1)) > follows[kind]).sum(axis=1).clip(max=CLASSES - 1)
-        rank = np.searchsorted(chances, rng.random(SENTENCES) * chances[-1])
-        text[:, place] = words[kind, order[topic, kind, rank]]
-    return text
+# Batches
 
 
 def causal(rng: np.random.Generator, data: str) -> dict[str, Any]:
@@ -117,10 +62,13 @@ SIZES = {"vocab_size": VOCABULARY, "max_position_embeddings": 2 * LENGTH, "hidde
 DEPTH = {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
 ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
-ARCHITECTURES: Mapping[str, tuple[str, dict[str, Any], Callable[[np.random.Generator, str], dict[str, Any]]]] = {
+Batches: TypeAlias = "Callable[[np.random.Generator, str], dict[str, Any]]"
+
+ARCHITECTURES: Mapping[str, tuple[str, dict[str, Any], Batches]] = {
     "gpt2": (
         "GPT2LMHeadModel",
-        {"vocab_size": VOCABULARY, "n_positions": 2 * LENGTH, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
+        {"vocab_size": VOCABULARY, "n_positions": 2 * LENGTH, "n_embd": WIDTH, "n_layer": LAYERS,
+         "n_head": HEADS}
         | ENDS,
         causal,
     ),
@@ -134,8 +82,9 @@ ARCHITECTURES: Mapping[str, tuple[str, dict[str, Any], Callable[[np.random.Gener
     ),
     "t5": (
         "T5ForConditionalGeneration",
-        {"vocab_size": VOCABULARY, "d_model": WIDTH, "d_kv": WIDTH // HEADS, "d_ff": 4 * WIDTH, "num_layers": 2,
-         "num_heads": HEADS, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2},
+        {"vocab_size": VOCABULARY, "d_model": WIDTH, "d_kv": WIDTH // HEADS, "d_ff": 4 * WIDTH,
+         "num_layers": 2, "num_heads": HEADS, "decoder_start_token_id": 0, "pad_token_id": 0,
+         "eos_token_id": 2},
         restored,
     ),
     "vit": (
