@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from harness import Gate, Result, main
 from threadpoolctl import threadpool_limits
-from zoo import BASES, CACHE, REAL, TRAINED, Animal, build_zoo
+from zoo import CACHE, build_zoo
+from zoo_recipes import BASES, REAL, TRAINED
 from zoo_reference import awm
 from zoo_strangers import conservative_p, strangers, uniform_p
 
@@ -31,6 +32,7 @@ from hilm.store import Store, diff
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from zoo_recipes import Animal
     from zoo_strangers import Stranger
 
 PAIRS = 1000

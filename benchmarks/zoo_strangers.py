@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from zoo import write_safetensors
 from zoo_data import stream
+from zoo_files import write_safetensors
 
 from hilm.lineage.fingerprint import fingerprint
 from hilm.lineage.search import Print, weigh

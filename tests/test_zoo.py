@@ -15,7 +15,9 @@ import lineage_zoo
 import zoo
 import zoo_changes as changes
 import zoo_data as data
+import zoo_recipes as recipes
 import zoo_training as training
+from zoo_files import write_safetensors
 from zoo_reference import awm
 from zoo_strangers import conservative_p, strangers, uniform_p
 
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 RNG = data.stream("test")
 
 
-@pytest.fixture(scope="module", params=zoo.TRAINED)
+@pytest.fixture(scope="module", params=recipes.TRAINED)
 def untrained(request):
     """An untrained model of each architecture, gains and biases moved so that none is the identity."""
     model, rng = training.fresh(request.param, 0), data.stream("test", request.param)
@@ -44,10 +46,10 @@ def logits(architecture, model):
     return training.outputs(model, training.batch_of(architecture, data.stream("batch"), "first"))
 
 
-@pytest.mark.parametrize("change", [c for c, r in zoo.RECIPES.items() if r.keeps_function])
+@pytest.mark.parametrize("change", [c for c, r in recipes.RECIPES.items() if r.keeps_function])
 def test_function_is_kept_where_that_is_said(untrained, change):
     architecture, model = untrained
-    recipe = zoo.RECIPES[change]
+    recipe = recipes.RECIPES[change]
     if architecture not in recipe.only:
         pytest.skip(f"there is no {change} {architecture}")
     expected = logits(architecture, model)
@@ -121,7 +123,10 @@ def test_training_is_repeatable_and_its_streams_are_apart():
     assert all(np.array_equal(t, runs[1].tensors[n]) for n, t in runs[0].tensors.items())
     assert not np.array_equal(*(run.tensors["cls.predictions.bias"] for run in runs[1:]))
     drawn = [
-        data.stream(a, s, r).integers(1 << 62) for a in zoo.TRAINED for s in range(3) for r in zoo.RECIPES
+        data.stream(a, s, r).integers(1 << 62)
+        for a in recipes.TRAINED
+        for s in range(3)
+        for r in recipes.RECIPES
     ]
     assert len(set(drawn)) == len(drawn)
 
@@ -133,7 +138,7 @@ def test_vocabulary_has_every_anchor_word():
 
 
 def test_parents_come_first_and_a_folder_depends_on_them(tmp_path, monkeypatch):
-    animals = zoo.catalogue((*zoo.TRAINED, zoo.REAL))
+    animals = zoo.catalogue((*recipes.TRAINED, recipes.REAL))
     seen = set()
     for animal in animals:
         assert set(animal.parents) <= seen
@@ -204,10 +209,10 @@ def test_reference_sees_through_a_permutation(tmp_path):
     models = [training.fresh("llama", seed) for seed in range(2)]
     for name, model in (("a", models[0]), ("b", models[1]), ("p", changes.permuted(models[0], RNG))):
         (tmp_path / name).mkdir()
-        zoo.write_safetensors(tmp_path / name / "model.safetensors", model.tensors)
+        write_safetensors(tmp_path / name / "model.safetensors", model.tensors)
     assert awm(tmp_path / "a", tmp_path / "p") == pytest.approx(1.0)
     assert abs(awm(tmp_path / "a", tmp_path / "b")) < 0.1
-    zoo.write_safetensors(tmp_path / "x.safetensors", changes.renamed(models[0], RNG).tensors)
+    write_safetensors(tmp_path / "x.safetensors", changes.renamed(models[0], RNG).tensors)
     assert awm(tmp_path / "a", tmp_path / "x.safetensors") is None
 
 
@@ -229,7 +234,7 @@ def test_strangers_are_independent(tmp_path):
 
 
 def sighting(change, first, z, **fields):
-    animal = zoo.Animal(f"x-0.{change}", "x-0", "x", change, ("x-0",), (), ("fine-tune",), ("x-0",))
+    animal = recipes.Animal(f"x-0.{change}", "x-0", "x", change, ("x-0",), (), ("fine-tune",), ("x-0",))
     methods = dict.fromkeys(lineage_zoo.METHODS, first), dict.fromkeys(lineage_zoo.METHODS, z)
     called = {
         m: {b: "fine-tune" if v > 5 else "independent" for b, v in z.items()} for m in lineage_zoo.METHODS
