@@ -9,7 +9,7 @@ from tests.lineage.family import print_of
 
 
 def task(base, seed, *, size=0.05, shared=None, share=0.0):
-    """What training changes: drawn from a heavy-tailed distribution, in part the same as of seed ``shared``."""
+    """What training changes: heavy-tailed, in part the same as with seed ``shared``."""
 
     def drawn(number, shape):
         return np.random.default_rng(number).standard_t(4, shape) / np.sqrt(2)
@@ -36,8 +36,8 @@ def average(*parts):
 def slerp(a, b, t):
     """Spherical interpolation, tensor by tensor."""
     out = {}
-    for name, x in a.items():
-        x, y = x.astype(np.float64), b[name].astype(np.float64)
+    for name in a:
+        x, y = a[name].astype(np.float64), b[name].astype(np.float64)
         angle = np.arccos(np.clip((x * y).sum() / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-30), -1, 1))
         mixed = (np.sin((1 - t) * angle) * x + np.sin(t * angle) * y) / np.sin(angle) if angle > 1e-6 else x
         out[name] = mixed.astype(np.float32)
@@ -48,12 +48,13 @@ def ties(base, *tasks, density=0.2):
     """Trim each task, elect signs, average what agrees (arXiv 2306.01708)."""
     out = {}
     for name, values in base.items():
-        kept = []
-        for change in (t[name] for t in tasks):
-            kept.append(np.where(np.abs(change) >= np.quantile(np.abs(change), 1 - density), change, 0))
-        stack = np.stack(kept)
+        stack = np.stack([t[name] for t in tasks])
+        floors = [np.quantile(np.abs(change), 1 - density) for change in stack]
+        stack = np.stack([np.where(np.abs(c) >= floor, c, 0) for c, floor in zip(stack, floors, strict=True)])
         agree = (np.sign(stack) == np.sign(stack.sum(axis=0))) & (stack != 0)
-        out[name] = (values + (stack * agree).sum(axis=0) / np.maximum(agree.sum(axis=0), 1)).astype(np.float32)
+        out[name] = (values + (stack * agree).sum(axis=0) / np.maximum(agree.sum(axis=0), 1)).astype(
+            np.float32
+        )
     return out
 
 
@@ -68,7 +69,9 @@ def levels(tensors, steps=127):
 
 def pruned(tensors):
     """The smaller half of every matrix set to zero."""
-    return {n: np.where(np.abs(v) < np.median(np.abs(v)), 0, v) if v.ndim > 1 else v for n, v in tensors.items()}
+    return {
+        n: np.where(np.abs(v) < np.median(np.abs(v)), 0, v) if v.ndim > 1 else v for n, v in tensors.items()
+    }
 
 
 class Prints:

@@ -33,7 +33,9 @@ def cheapest(costs, root_costs):
 def problems(draw):
     size = draw(st.integers(1, 4))
     numbers = st.sampled_from([*map(float, range(8)), np.inf])  # few values: many ties and cycles
-    costs = np.array(draw(st.lists(st.lists(numbers, min_size=size, max_size=size), min_size=size, max_size=size)))
+    costs = np.array(
+        draw(st.lists(st.lists(numbers, min_size=size, max_size=size), min_size=size, max_size=size))
+    )
     roots = draw(st.lists(st.integers(0, 20), min_size=size, max_size=size))
     np.fill_diagonal(costs, np.inf)
     return costs, np.array(roots, float)

@@ -111,6 +111,7 @@ def found(document: Document) -> str:
     heading = f"{clean(document['query'])}, by {document['method']}"
     if not matches:
         return f"{heading}\n\nno relatives in this store; hilm list shows what it holds"
+    told = [matches[0], *(match for match in matches if match["relation"] == "merge")]
     return "\n".join(
         [
             heading,
@@ -130,7 +131,7 @@ def found(document: Document) -> str:
                 ],
             ),
             "",
-            clean(matches[0]["sentence"]),
+            *(clean(text) for text in dict.fromkeys(match["sentence"] for match in told)),
         ]
     )
 

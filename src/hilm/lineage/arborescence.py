@@ -66,7 +66,8 @@ class _Search:
 
     def _contract(self, cycle: Sequence[int]) -> int:
         """Make one node of a cycle; an edge into it costs what it costs more than the one it replaces."""
-        node, self._next = self._next, self._next + 1
+        node: int = self._next
+        self._next += 1
         columns = [self._column(member) for member in cycle]
         into, ends = self._into[columns[0]], self._ends[columns[0]]
         for column in columns[1:]:
@@ -96,8 +97,8 @@ class _Search:
 def shown(parents: Sequence[int], costs: NDArray[np.float64]) -> list[bool]:
     """Whether the direction of the edge into each vertex matters; False for roots.
 
-    Turning an edge round means another root of the same tree, on the edge's other side. What the cheapest such
-    root adds to the cost is compared with the cost of the tree.
+    Turning an edge round means another root of the same tree, on the edge's other side. What the cheapest
+    such root adds to the cost is compared with the cost of the tree.
     """
     children: dict[int, list[int]] = {}
     for child, parent in enumerate(parents):

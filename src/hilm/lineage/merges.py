@@ -30,11 +30,18 @@ MOST_PARENTS = 8
 LINEAR = 0.15  # distance from an average over that to the nearest parent, at most
 PART = 0.05  # smallest weight of a parent; share of the way from the base that every parent must explain
 MIXED = 0.75  # share of the way from the base that parents may leave unexplained
-BEYOND_SIBLINGS = 0.8  # the same, over what a sibling as similar to them as they are to each other would leave
+BEYOND_SIBLINGS = (
+    0.8  # the same, over what a sibling as similar to them as they are to each other would leave
+)
+NEARER = 0.9  # distance to what a mixture explains over that to the nearest relative, at most
 APART = -0.1  # correlation of two parents given the child; models that descend from it have 0, siblings more
 STRAIGHT = 0.1  # how far a parent's way must be from having all of the child's in it, as descendants do
 CENTRAL = 1.2  # distance of a parent to the base over that to another parent, at most
-VOTES = 0.1  # share of the matrices that a parent explains alone, at least, and all leave unexplained, at most
+VOTES = (
+    0.1  # share of the matrices that a parent explains alone, at least, and all leave unexplained, at most
+)
+SIBLING = 0.5  # sketch cosine of models whose weights can be averaged, at least
+WHOLE = 1.05  # largest weight of a parent; what lies further out is no merge
 CLOSE = 0.95  # sketch cosine of models whose matrices are all each other's relatives
 RIDGE = 1e-10
 
@@ -50,6 +57,7 @@ class Merge:
         weights: Their weights in a linear merge (what is missing from 1 is the base's); the share of the
             matrices that came from each in a merge by layers; none otherwise.
         error: Standard error of the weights of a linear merge.
+        base: The one that the parents of a nonlinear merge come from.
         residual: What is left unexplained, as a share of the distance to the nearest parent (linear), to the
             base (nonlinear), or of the matrices (layers).
     """
@@ -59,19 +67,26 @@ class Merge:
     weights: tuple[float, ...] | None
     error: float | None
     residual: float
+    base: int | None = None
 
 
-def find_merge(child: NDArray[np.float64], candidates: NDArray[np.float64]) -> Merge | None:
+def find_merge(
+    child: NDArray[np.float64], candidates: NDArray[np.float64], older: Sequence[int] | None = None
+) -> Merge | None:
     """Explain a sketch as a merge of others, or not at all.
+
+    A nonlinear merge, its parents and their base are like the corners of a square: each might be the merge of
+    its neighbours.
 
     Args:
         child: float64 [1024], unrounded.
-        candidates: float64 [k, 1024], relatives with the same matrices, no copies of the child among them;
-            tried are the ``NEAREST`` first.
+        candidates: float64 [k, 1024], relatives with the same matrices, no copies of the child among them; at
+            most ``NEAREST``.
+        older: Numbers of the candidates that may be parents or base of a nonlinear merge; all by default.
     """
-    ways = candidates[:NEAREST] - child
+    ways = candidates - child
     gram = ways @ ways.T
-    return _find_average(gram) or _find_mixture(gram)
+    return _find_average(gram) or _find_mixture(gram, range(len(gram)) if older is None else older)
 
 
 def _find_average(gram: NDArray[np.float64]) -> Merge | None:
@@ -80,7 +95,7 @@ def _find_average(gram: NDArray[np.float64]) -> Merge | None:
     Args:
         gram: Inner products of the ways from the child to the candidates.
     """
-    sets = list(combinations(range(len(gram)), 2))
+    sets: list[tuple[int, ...]] = list(combinations(range(len(gram)), 2))
     for size in range(2, min(len(gram), MOST_PARENTS) + 1):
         weights, residuals = _average(gram, np.array(sets))
         best = int(np.where((weights > 0).sum(axis=1) >= 2, residuals, np.inf).argmin())
@@ -114,7 +129,7 @@ def _describe_average(
     order = [int(i) for i in np.argsort(-weights, kind="stable") if weights[i] > 0]
     parents, heavy = tuple(int(chosen[i]) for i in order), tuple(float(weights[i]) for i in order)
     nearest = float(np.sqrt(np.diagonal(gram)[list(parents)].min()))
-    if len(parents) < 2 or np.abs(weights).min() < PART or residual > LINEAR * nearest:
+    if len(parents) < 2 or np.abs(weights).min() < PART or heavy[0] > WHOLE or residual > LINEAR * nearest:
         return None
     part = gram[np.ix_(chosen, chosen)]
     spread = part - part.mean(axis=0) - part.mean(axis=1)[:, None] + part.mean()  # about the set's middle
@@ -122,46 +137,49 @@ def _describe_average(
     return Merge("linear", parents, heavy, float(error), residual / nearest)
 
 
-def _find_mixture(gram: NDArray[np.float64]) -> Merge | None:
+def _find_mixture(gram: NDArray[np.float64], older: Sequence[int]) -> Merge | None:
     """Siblings and a base that explain enough of the child, but not as siblings or descendants would."""
     found, least = None, np.inf
-    for base in range(len(gram)):
+    nearest = float(np.sqrt(np.diagonal(gram).min(initial=np.inf)))
+    for base in older:
         row = gram[base]
         tasks = gram - row - row[:, None] + row[base]  # products of the ways from the base
         toward, reach = row[base] - row, float(row[base])  # theirs with the child's, and its square
-        for pair in combinations([k for k in range(len(gram)) if k != base], 2):
+        for pair in combinations([k for k in older if k != base], 2):
             residual = _mixture_residual(tasks[np.ix_(pair, pair)], toward[list(pair)], reach)
-            if residual is None:
+            if residual is None or residual * np.sqrt(reach) > NEARER * nearest:
                 continue
             own = np.diagonal(tasks)[list(pair)]
             central = own.max() / (own.sum() - 2 * tasks[pair])  # three models alone do not tell their base
             if residual * np.sqrt(reach) * (1 + PART * central) < least:
                 least = residual * np.sqrt(reach) * (1 + PART * central)
-                found = _grow_mixture(list(pair), residual, tasks / reach, toward / reach)
+                found = replace(_grow_mixture(list(pair), older, tasks / reach, toward / reach), base=base)
     return found
 
 
 def _grow_mixture(
-    parents: list[int], residual: float, tasks: NDArray[np.float64], toward: NDArray[np.float64]
+    parents: list[int], older: Sequence[int], tasks: NDArray[np.float64], toward: NDArray[np.float64]
 ) -> Merge:
     """Add parents as long as each explains enough; products are in units of the child's squared way."""
+    residual = _fit(parents, tasks, toward)
     while len(parents) < MOST_PARENTS:
-        best, left = parents, residual - PART
-        for k in np.flatnonzero(np.diagonal(tasks) > 0):
-            more = [*parents, int(k)]
-            weights = np.linalg.pinv(tasks[np.ix_(more, more)]) @ toward[more]
-            rest = float(np.sqrt(max(0.0, 1 - weights @ toward[more])))
-            if rest < left and weights.min() >= PART:
-                best, left = more, rest
-        if best is parents:
+        more = [[*parents, k] for k in older if k not in parents and tasks[k, k] > 0]
+        left = [_fit(chosen, tasks, toward) for chosen in more]
+        if not left or min(left) > residual - PART:
             break
-        parents, residual = best, left
+        residual = min(left)
+        parents = more[left.index(residual)]
     return Merge("nonlinear", tuple(parents), None, None, residual)
 
 
-def _mixture_residual(
-    tasks: NDArray[np.float64], toward: NDArray[np.float64], reach: float
-) -> float | None:
+def _fit(parents: list[int], tasks: NDArray[np.float64], toward: NDArray[np.float64]) -> float:
+    """What the best combination of tasks leaves; 1 if it is none of parts."""
+    weights = np.linalg.pinv(tasks[np.ix_(parents, parents)]) @ toward[parents]
+    rest = float(np.sqrt(max(0.0, 1 - float(weights @ toward[parents]))))
+    return rest if weights.min() >= PART and weights.max() <= WHOLE else 1.0
+
+
+def _mixture_residual(tasks: NDArray[np.float64], toward: NDArray[np.float64], reach: float) -> float | None:
     """Share of the child's way from the base that two task vectors leave; None if they are not its parents.
 
     Args:
@@ -180,7 +198,7 @@ def _mixture_residual(
     alike = tasks[0, 1] / np.sqrt(own.prod())
     sibling = np.sqrt(max(0.0, 1 - 2 * alike**2 / (1 + alike))) if alike > 0 else 1.0
     residual = float(np.sqrt(left))
-    if weights.min() < PART or residual > min(MIXED, BEYOND_SIBLINGS * sibling):
+    if weights.min() < PART or weights.max() > WHOLE or residual > min(MIXED, BEYOND_SIBLINGS * sibling):
         return None
     given = tasks - np.outer(toward, toward) / reach
     correlation = given[0, 1] / np.sqrt(max(float(np.diagonal(given).prod()), 1e-30))
@@ -213,7 +231,7 @@ def find_layers(votes: Sequence[frozenset[int]]) -> Merge | None:
     return Merge("layers", tuple(parents), shares, None, 1 - sum(shares))
 
 
-def find_parents(child: Print, relatives: Sequence[Print]) -> tuple[Merge, list[int]] | None:
+def find_parents(child: Print, relatives: Sequence[Print]) -> Merge | None:
     """What a model was merged from, by fingerprints alone.
 
     Args:
@@ -221,7 +239,7 @@ def find_parents(child: Print, relatives: Sequence[Print]) -> tuple[Merge, list[
         relatives: Models it is established to be related to.
 
     Returns:
-        The merge, and the numbers of the parents among the relatives.
+        The merge; parents are numbers of relatives.
     """
     if _is_worn(child):
         return None
@@ -229,11 +247,29 @@ def find_parents(child: Print, relatives: Sequence[Print]) -> tuple[Merge, list[
     useful = [i for i, p in enumerate(relatives) if p.rounded != child.rounded and not _is_worn(p)]
     useful.sort(key=lambda i: float(np.linalg.norm(relatives[i].sums[0] - start)))
     near = list({relatives[i].rounded: i for i in reversed(useful)}.values())[::-1][:NEAREST]
-    alike = [i for i in near if relatives[i].side().shapes == child.side().shapes]
-    merge = find_merge(start, np.array([relatives[i].sums[0] for i in alike]).reshape(-1, RUNS))
+    merge = find_layers(_votes(child, [relatives[i] for i in near])) if near else None
     if merge is None:
-        merge, alike = find_layers(_votes(child, [relatives[i] for i in near])), near
-    return (merge, [alike[k] for k in merge.parents]) if merge is not None else None
+        near = [i for i in near if _is_sibling(child, relatives[i])]
+        followers = _followers(np.stack([start, *(p.sums[0] for p in relatives)]))
+        older = [k for k, i in enumerate(near) if followers[i + 1] >= followers[0]]
+        merge = find_merge(start, np.array([relatives[i].sums[0] for i in near]).reshape(-1, RUNS), older)
+    if merge is None:
+        return None
+    base = near[merge.base] if merge.base is not None else None
+    return replace(merge, parents=tuple(near[k] for k in merge.parents), base=base)
+
+
+def _followers(sums: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many of the others each is nearest to: what came earlier has more around it."""
+    distances = np.stack([np.square(sums - row).sum(axis=1) for row in sums])
+    np.fill_diagonal(distances, np.inf)
+    return np.bincount(distances.argmin(axis=1), minlength=len(sums))
+
+
+def _is_sibling(child: Print, other: Print) -> bool:
+    """Whether an average of the two could make sense: equal shapes, and basis vectors in common."""
+    near = cosine(child.sums[0], other.sums[0])
+    return child.side().shapes == other.side().shapes and near is not None and near >= SIBLING
 
 
 def as_merge(judged: Verdict, child: str, merge: Merge, parents: Sequence[str]) -> Verdict:

@@ -103,7 +103,8 @@ class Print:
     def matrices(self) -> NDArray[np.void]:
         """F3: one row per matrix, vocabulary tables left out."""
         rows = self._codes.rows
-        return rows[rows["flags"] & records.IS_EMBEDDING == 0]
+        plain: NDArray[np.void] = rows[rows["flags"] & records.IS_EMBEDDING == 0]
+        return plain
 
     @cached_property
     def _codes(self) -> records.Record:
@@ -326,7 +327,7 @@ def cosine(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
 def akin(rows: NDArray[np.void], others: NDArray[np.void]) -> NDArray[np.bool_]:
     """Which of the matrices have a relative of their shape among the others: bool [R, others]."""
     shapes = [np.stack([r["rows"], r["columns"]]) for r in (rows, others)]
-    found = (shapes[0][:, :, None] == shapes[1][:, None]).all(axis=0)
+    found: NDArray[np.bool_] = (shapes[0][:, :, None] == shapes[1][:, None]).all(axis=0)
     first, second = np.nonzero(found)
     distance = np.zeros(len(first), np.uint16)
     for word in range(16):

@@ -1,8 +1,8 @@
 """The lineage graph: which of a family's models comes from which, as far as their fingerprints tell.
 
-Distances between sign sketches give the tree; steps that are not undone (quantising, pruning, rounding, taking
-layers out or repeating them, merging) give directions. What the base of a model is declared to be is never
-counted.
+Distances between sign sketches give the tree; steps that are not undone (quantising, pruning, rounding,
+taking layers out or repeating them, merging) give directions. What the base of a model is declared to be is
+never counted.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def lineage_graph(prints: Sequence[Print], n: int) -> Graph:
         prints: The models; of order n² numbers are kept.
         n: Fingerprints in the catalog, for which probabilities are corrected.
     """
+    if not prints:
+        return Graph((), (), ())
     related = _related(prints, n)
     family = _families(related)
     edges: list[Edge] = []
@@ -94,7 +96,8 @@ def _related(prints: Sequence[Print], n: int) -> NDArray[np.bool_]:
     sums /= np.where(norms > 0, norms, 1.0)[:, None]
     related: NDArray[np.bool_] = (sums @ sums.T >= critical_cosine(n)) & present & present[:, None]
     digests = np.array([int.from_bytes(p.digest[:8], "little") for p in prints], np.uint64)
-    return related | (digests[:, None] == digests)
+    related |= digests[:, None] == digests
+    return related
 
 
 def _families(related: NDArray[np.bool_]) -> list[int]:
@@ -118,22 +121,25 @@ def _grow(prints: Sequence[Print], related: NDArray[np.bool_], n: int) -> list[E
     costs = np.where(related, distances, np.inf)
     costs += AGAINST * distances[related].mean() * _against(prints)
     merges = _merges(prints, related, distances)
-    for child, (_, parents) in merges.items():
-        costs[[k for k in range(len(prints)) if k not in parents], child] = np.inf
-        costs[child, parents] = np.inf
-    parents_of = _plant(costs, distances, {child: parents for child, (_, parents) in merges.items()})
+    for child, merge in merges.items():
+        costs[[k for k in range(len(prints)) if k not in merge.parents], child] = np.inf
+        costs[child, list(merge.parents)] = np.inf
+    parents_of = _plant(costs, distances, merges)
     edges = [
         Edge(parent, child, arrow, float(distances[parent, child]), _judge(prints[parent], prints[child], n))
         for child, (parent, arrow) in enumerate(zip(parents_of, shown(parents_of, costs), strict=True))
         if parent >= 0 and child not in merges
     ]
-    for child, (merge, parents) in merges.items():
-        edges += _merge_edges(prints, distances, child, merge, parents, n)
+    for child, merge in merges.items():
+        names, own = [prints[p].name for p in merge.parents], prints[child]
+        for p, weight in zip(merge.parents, merge.weights or [None] * len(names), strict=True):
+            judged = as_merge(_judge(prints[p], own, n), own.name, merge, names)
+            edges.append(Edge(p, child, True, float(distances[p, child]), judged, weight))
     return edges
 
 
 def _plant(
-    costs: NDArray[np.float64], distances: NDArray[np.float64], merges: Mapping[int, list[int]]
+    costs: NDArray[np.float64], distances: NDArray[np.float64], merges: Mapping[int, Merge]
 ) -> list[int]:
     """The cheapest forest in which no parent of a merge descends from it, with few roots and central ones.
 
@@ -143,7 +149,7 @@ def _plant(
     roots = 2 * float(costs[np.isfinite(costs)].sum()) + 1 + 1e-6 * centrality
     while True:
         parents = arborescence(costs, roots)
-        wrong = [_first_step(parents, child, p) for child, own in merges.items() for p in own]
+        wrong = [_first_step(parents, child, p) for child, m in merges.items() for p in m.parents]
         steps = [step for step in wrong if step is not None]
         if not steps:
             return parents
@@ -170,39 +176,27 @@ def _distances(prints: Sequence[Print]) -> NDArray[np.float64]:
 
 def _merges(
     prints: Sequence[Print], related: NDArray[np.bool_], distances: NDArray[np.float64]
-) -> dict[int, tuple[Merge, list[int]]]:
-    """Models with several parents, and which; of two that would explain each other neither."""
-    found: dict[int, tuple[Merge, list[int]]] = {}
+) -> dict[int, Merge]:
+    """Models with several parents, and which; the surer explanation first where two exclude each other."""
+    claims: dict[int, Merge] = {}
     for child, own in enumerate(prints):
-        near = np.argsort(np.where(related[child], distances[child], np.inf), kind="stable")
-        near = [k for k in near[: 2 * NEAREST].tolist() if k != child and related[child, k]]
-        merged = find_parents(own, [prints[k] for k in near])
-        if merged is not None:
-            found[child] = merged[0], [near[k] for k in merged[1]]
-    return {c: (m, ps) for c, (m, ps) in found.items() if not any(c in found.get(p, (m, []))[1] for p in ps)}
+        order = np.argsort(np.where(related[child], distances[child], np.inf), kind="stable")
+        near = [k for k in order[: 2 * NEAREST].tolist() if k != child and related[child, k]]
+        merge = find_parents(own, [prints[k] for k in near])
+        if merge is not None:
+            base = near[merge.base] if merge.base is not None else None
+            claims[child] = replace(merge, parents=tuple(near[k] for k in merge.parents), base=base)
 
+    def doubt(child: int) -> float:
+        base = claims[child].base
+        return 0.0 if base is None else claims[child].residual * float(distances[child, base])
 
-def _merge_edges(
-    prints: Sequence[Print],
-    distances: NDArray[np.float64],
-    child: int,
-    merge: Merge,
-    parents: list[int],
-    n: int,
-) -> list[Edge]:
-    names, own = [prints[p].name for p in parents], prints[child]
-    weights = merge.weights or (None,) * len(parents)
-    return [
-        Edge(
-            p,
-            child,
-            True,
-            float(distances[p, child]),
-            as_merge(_judge(prints[p], own, n), own.name, merge, names),
-            w,
-        )
-        for p, w in zip(parents, weights, strict=True)
-    ]
+    found: dict[int, Merge] = {}
+    for child in sorted(claims, key=doubt):
+        used = [found[p] for p in (*claims[child].parents, claims[child].base) if p in found]
+        if not any(child in (*merge.parents, merge.base) for merge in used):
+            found[child] = claims[child]
+    return found
 
 
 def _judge(parent: Print, child: Print, n: int) -> Verdict:
@@ -210,7 +204,7 @@ def _judge(parent: Print, child: Print, n: int) -> Verdict:
 
 
 def _against(prints: Sequence[Print]) -> NDArray[np.float64]:
-    """Evidence against the step from row to column: infinite if it would undo what is not undone, 1 if soft."""
+    """Evidence against the step from row to column: infinite if that would undo what is not undone."""
     sides = [p.side() for p in prints]
     bits = np.array([s.bits is not None for s in sides])
     zeros = np.array([s.zeros or 0.0 for s in sides])

@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from hilm.errors import InputError, NetworkError, StorageError, UnknownModel
 from hilm.lineage.fingerprint import fingerprint
+from hilm.lineage.merges import as_merge, find_parents
 from hilm.lineage.scan import ScanIndex
 from hilm.lineage.search import Match, Method, Print, find_similar, rank
 from hilm.lineage.statistics import GRAM_NULL
@@ -43,7 +44,7 @@ def search_store(
     """Return what the query is called, and its matches, best first."""
     if not store.exists:
         raise UnknownModel(f"the store {store.path} is empty", hint="hilm index or hilm encode fills it")
-    query, path, ref_key = _query_print(store, model, progress)
+    query, path, ref_key = query_print(store, model, progress)
     index = ScanIndex.open(store.catalog, store.path / "cache")
     matches = find_similar(
         store.catalog,
@@ -55,14 +56,32 @@ def search_store(
     )
     if proof and method != "hierarchical":
         matches = _prove(path, matches, len(index.keys), progress)
+    matches = _name_parents(query, matches)
     best: dict[bytes, Match] = {}
     for match in matches:  # equal weights beside different tokenizers have several fingerprints
         best.setdefault(match.model["ref_key"], match)
     return query.name, list(best.values())[:top_k]
 
 
-def _query_print(store: Store, model: str | PathLike[str], progress: Progress) -> tuple[Print, str, bytes]:
-    """Fingerprint of a path, or the stored one where the store knows the model as it is now."""
+def _name_parents(query: Print, matches: list[Match]) -> list[Match]:
+    """The matches, those that the query was merged from as its parents."""
+    related = [number for number, m in enumerate(matches) if m.verdict.relation != "independent"]
+    merge = find_parents(query, [matches[number].print for number in related])
+    if merge is None:
+        return matches
+    numbers = [related[k] for k in merge.parents]
+    names = [matches[k].model["name"] for k in numbers]
+    for k in numbers:
+        matches[k] = replace(matches[k], verdict=as_merge(matches[k].verdict, query.name, merge, names))
+    return matches
+
+
+def query_print(store: Store, model: str | PathLike[str], progress: Progress) -> tuple[Print, str, bytes]:
+    """Fingerprint of a path, or the stored one where the store knows the model as it is now.
+
+    Returns:
+        The fingerprint, where the weights are, and the model's ``ref_key``.
+    """
     row = store.find(model)
     if row is not None:
         found = store.catalog.rows("fingerprints", {"content_key": row["content_key"]})

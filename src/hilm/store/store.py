@@ -190,6 +190,34 @@ class Store:
         query, matches = search_store(self, model, method, top_k, proof=proof, progress=progress)
         return {"query": query, "method": method, "matches": [_describe_match(m) for m in matches]}
 
+    def lineage(
+        self,
+        model: str | PathLike[str] | None = None,
+        *,
+        picture: str | PathLike[str] | None = None,
+        progress: Progress = no_progress,
+    ) -> dict[str, Any]:
+        """Arrange models as trees of descent, from fingerprints alone.
+
+        Args:
+            model: A folder, file, Hub id or URL, or the name of a model in the store, whose family is wanted;
+                every model of the store by default.
+            picture: PNG to draw the trees into.
+            progress: Called as a model that is not in the store is read.
+
+        Returns:
+            ``query``; ``nodes``: model, family, parameters, bits, zeros, architecture, declared_base, uri;
+            ``edges``: parent, child, relation, direction (``shown`` or ``not shown``), p_value, z, distance,
+            weight, sentence, details; ``hints``: pairs with similar token geometry; ``picture``: its path.
+
+        Raises:
+            UnknownModel: Neither a path nor a name in the store.
+            UsageError: Too many models for one graph, or one picture.
+        """
+        from hilm.store.genealogy import lineage_of  # noqa: PLC0415 - only drawing trees needs it
+
+        return lineage_of(self, model, picture, progress)
+
     def locate(self, model: str | PathLike[str]) -> str:
         """Where the model of that name was when it was taken in; a path, Hub id or URL as it is.
 
