@@ -9,7 +9,7 @@ import click
 
 import hilm
 from hilm.cli import options, output
-from hilm.cli.output import clean, count, paint
+from hilm.cli.output import ROWS, clean, count, more, paint, share, size, table
 
 if TYPE_CHECKING:
     from hilm.cli.output import Document
@@ -64,3 +64,49 @@ def drawn(document: Document) -> str:
         text.append(f"{branch}{paint(clean(line.node['model']), bold=True)}  {clean(note)}")
     text += ["", "→ derived from   ─ related, direction not shown"] if document["edges"] else []
     return "\n".join([*text, *(f"hint: {clean(hint['sentence'])}" for hint in document["hints"])])
+
+
+@click.command(cls=options.Command, examples=("hilm dedupe", "hilm dedupe --storage-dir experiment_1 --json"))
+@click.option("--all", "everything", is_flag=True, help="List every model.")
+@options.storage_dir
+@options.switches
+def dedupe(*, everything: bool, storage_dir: Path | None) -> None:
+    """Show which models are there twice, or nearly, and what keeping differences instead would save.
+
+    Nothing is deleted. Savings of near duplicates are estimated from fingerprints.
+    """
+    document = hilm.Store(storage_dir).dedupe()
+    output.emit(document, lambda result: repeated(result, everything=everything))
+
+
+def repeated(document: Document, *, everything: bool) -> str:
+    """Write the groups of equal models, then those that differ little, with bytes."""
+    lines = [
+        f"{' = '.join(map(clean, group['models']))}  {size(group['saved'])} twice"
+        for group in document["exact"]
+    ]
+    near = document["near"] if everything else document["near"][:ROWS]
+    if near:
+        rows = [
+            [
+                clean(entry["model"]),
+                clean(entry["base"]),
+                entry["relation"],
+                size(entry["bytes"]),
+                f"{entry['bits_per_weight_estimate']:.1f}",
+                share(entry["saved_estimate"], entry["bytes"]),
+            ]
+            for entry in near
+        ]
+        columns = [
+            "model",
+            "differs little from",
+            "relation",
+            ">size",
+            ">bits/weight (est.)",
+            ">saved (est.)",
+        ]
+        lines += ["", table(columns, rows), *more(len(document["near"]), len(near), "--all lists them")]
+    total = f"{size(document['exact_bytes'])} in exact duplicates; about "
+    total += f"{size(document['near_bytes_estimate'])} more if hilm kept only differences (estimated)"
+    return "\n".join([*lines, "", total]) if lines else "nothing is there twice"

@@ -12,6 +12,7 @@ import numpy as np
 
 from hilm.errors import UsageError
 from hilm.lineage import records
+from hilm.lineage.adapter import IS_ADAPTER
 from hilm.lineage.gram import ANCHORS, KINDS
 from hilm.lineage.profile import Profile, find_codebook, find_lattice
 from hilm.lineage.scan import EXHAUSTIVE_ROWS
@@ -98,6 +99,11 @@ class Print:
         largest = self.hashes[int(self.hashes["parameters"].argmax())]
         made = hashlib.sha256(b"exact-b16|" + int(largest["half"]).to_bytes(8, "little")).digest()[:8]
         return int.from_bytes(made, "little") == int(largest["exact"])
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is an unmerged adapter."""
+        return bool(self.row["flags"] & IS_ADAPTER)
 
     @cached_property
     def matrices(self) -> NDArray[np.void]:

@@ -179,16 +179,19 @@ class Store:
 
         Returns:
             ``query``, ``method``, ``matches``: model, score, z, p_value, relation, level, sentence, details,
-            uri; best first.
+            uri; best first. For an unmerged adapter also ``adapter``: ``compatible`` (models that it fits,
+            which is no evidence) and ``applied`` (pairs that differ by it: base, model, cosine, p_value).
 
         Raises:
             UnknownModel: Neither a path nor a name in the store.
             UsageError: No such method.
         """
-        from hilm.store.searching import search_store  # noqa: PLC0415 - only searching needs it
+        from hilm.store import searching  # noqa: PLC0415 - only searching needs it
 
-        query, matches = search_store(self, model, method, top_k, proof=proof, progress=progress)
-        return {"query": query, "method": method, "matches": [_describe_match(m) for m in matches]}
+        query, matches = searching.search_store(self, model, method, top_k, proof=proof, progress=progress)
+        adapter = {"adapter": searching.describe_adapter(self, query)} if query.is_adapter else {}
+        found = [_describe_match(match) for match in matches]
+        return {"query": query.name, "method": method, "matches": found} | adapter
 
     def lineage(
         self,
@@ -217,6 +220,21 @@ class Store:
         from hilm.store.genealogy import lineage_of  # noqa: PLC0415 - only drawing trees needs it
 
         return lineage_of(self, model, picture, progress)
+
+    def dedupe(self, *, progress: Progress = no_progress) -> dict[str, Any]:
+        """Find models that are there more than once, by fingerprints alone; nothing is deleted.
+
+        Returns:
+            ``exact``: groups of equal values (models, bytes, saved); ``near``: models that differ little from
+            another (model, base, relation, bytes, identical_share, bits_per_weight_estimate, saved_estimate);
+            ``exact_bytes`` and ``near_bytes_estimate``: sums of what would be saved.
+
+        Raises:
+            UsageError: Too many models for one graph.
+        """
+        from hilm.store.duplicates import find_duplicates  # noqa: PLC0415 - only this needs it
+
+        return find_duplicates(self, progress)
 
     def locate(self, model: str | PathLike[str]) -> str:
         """Where the model of that name was when it was taken in; a path, Hub id or URL as it is.
