@@ -259,17 +259,17 @@ def get(
 def fetched(document: Document) -> str:
     """Write what was read, and what that cost of a remote reel."""
     rows = document["rows"]
-    cost = f"{document['requests']} requests, {size(document['fetched'])}"
-    return facts(
-        {
-            "tensor": f"{clean(document['tensor'])}{f', rows {rows[0]}:{rows[1]}' if rows else ''}",
-            "stored as": f"{document['dtype']} {' x '.join(map(str, document['shape'])) or 'scalar'}",
-            "begins": ", ".join(map(figure, document["first"])) or output.ABSENT,
-            **{key: figure(document[key]) for key in ("mean", "std", "min", "max")},
-            "written to": clean(document["out"] or output.ABSENT),
-            "fetched": output.ABSENT if document["requests"] is None else cost,
-        }
-    )
+    told = {
+        "tensor": f"{clean(document['tensor'])}{f', rows {rows[0]}:{rows[1]}' if rows else ''}",
+        "stored as": f"{document['dtype']} {' x '.join(map(str, document['shape'])) or 'scalar'}",
+        "begins": ", ".join(map(figure, document["first"])) or output.ABSENT,
+        **{key: figure(document[key]) for key in ("mean", "std", "min", "max")},
+    }
+    if document["out"]:
+        told["written to"] = clean(document["out"])
+    if document["requests"] is not None:
+        told["fetched"] = f"{document['requests']} requests, {size(document['fetched'])}"
+    return facts(told)
 
 
 @click.command(
