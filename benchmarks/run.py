@@ -19,7 +19,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("startup", "streaming", "archive", "fingerprint", "units", "search", "sampling", "demo")
+BENCHMARKS = (
+    "startup",
+    "streaming",
+    "readers",
+    "remote",
+    "archive",
+    "small",
+    "delta",
+    "corruption",
+    "fingerprint",
+    "units",
+    "search",
+    "sampling",
+    "demo",
+    "resnet_bk",
+)
 
 
 def claim(name: str) -> str:

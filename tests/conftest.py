@@ -4,6 +4,7 @@ import os
 import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HILM_POISON"] = "1"  # buffers are overwritten before they are reused, in child processes too
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -72,6 +72,17 @@ def write_model(
     return folder
 
 
+def write_sparse(folder: Path, shape: tuple[int, ...], dtype: str = "BF16") -> Path:
+    """A checkpoint of one tensor of zeros that takes no room on the disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = math.prod(shape) * BITS[dtype] // 8
+    text = json.dumps({"w": {"dtype": dtype, "shape": list(shape), "data_offsets": [0, size]}}).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(file.tell() + size)
+    return folder
+
+
 def bert_like(seed: int = 0, *, width=64, layers=4, hidden=256, vocabulary=1000, positions=64) -> dict:
     """Random float32 weights named and shaped like a small BERT."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, width, layers]))

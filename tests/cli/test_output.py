@@ -69,6 +69,7 @@ def test_json_prints_one_document_and_nothing_else():
         (output.size, 1024, "1.0 KiB"),
         (output.size, 90868376, "86.7 MiB"),
         (output.size, 5 * 1024**4, "5.0 TiB"),
+        (output.size, 5 * 1024**5, "5.0 PiB"),
         (output.size, None, "-"),
         (output.seconds, 0.4231, "0.42 s"),
         (output.seconds, 185, "3 min 05 s"),

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import json
+import re
+import signal
+
 import click
 import pytest
 
 from hilm.cli.reading import bar, inspected, streamed
-from tests.tiny import bert_like
+from tests.store.conftest import start
+from tests.tiny import bert_like, write_sparse
 
 
 def checkpoint(tensors=3, files=1):
@@ -17,6 +22,7 @@ def checkpoint(tensors=3, files=1):
         ],
         "roles": {"mlp": 4 * tensors},
         "files": [{"name": f"{i}.safetensors"} for i in range(files)],
+        "notes": [],
     }
 
 
@@ -48,13 +54,26 @@ def test_inspect_cuts_a_long_list_and_says_so(everything, shown):
     assert "in 2 files" in text
 
 
+def test_inspect_ends_with_what_is_odd_about_the_checkpoint():
+    text = inspected({**checkpoint(), "notes": ["a.bin\x1b is not read"]}, everything=False)
+    assert text.splitlines()[-2:] == ["", "note: a.bin\ufffd is not read"]
+
+
 def test_bar():
     assert bar(1, 2) == "█" * 12
     assert bar(0, 0) == ""
 
 
 def test_stream_shows_speed_memory_and_layers():
-    layer = {"parameters": 1000, "mean": 1e-9, "std": 0.04, "min": -1.0, "max": None, "zeros": 5}
+    layer = {
+        "parameters": 1000,
+        "mean": 1e-9,
+        "std": 0.04,
+        "min": -1.0,
+        "max": None,
+        "zeros": 5,
+        "outliers": 7,
+    }
     document = {
         "model_name": "tiny",
         "progress_percent": 50.0,
@@ -72,7 +91,10 @@ def test_stream_shows_speed_memory_and_layers():
     assert lines[2] == "read         1,000 of 2,000 parameters (50.0 %)"
     assert lines[4] == "time         1 min 01 s, 12.5 M parameters a second"
     assert lines[5] == "peak memory  2,048 MB"
-    assert lines[-1].split() == ["attention", "1,000", "1e-09", "0.04", "-1", "-", "0.5", "%"]
+    assert lines[-1].split() == ["attention", "1,000", "1e-09", "0.04", "-1", "-", "0.5", "%", "7"]
+    tensors = [layer | {"name": "encoder.0"}, layer | {"name": "bad\x1bname"}]
+    shown = click.unstyle(streamed(document | {"per_layer": tensors})).splitlines()
+    assert [line.split()[0] for line in shown[-3:]] == ["tensor", "encoder.0", "bad\ufffdname"]
 
 
 def test_inspect_of_a_checkpoint(hilm):
@@ -107,3 +129,47 @@ def test_stream_refuses_layers_there_are_none_of(hilm):
     ran = hilm("stream", "base", "--layers", "attenton")
     assert (ran.code, ran.out) == (2, "")
     assert "attention" in ran.err
+
+
+def test_stream_shows_every_tensor_when_asked(hilm):
+    document = hilm("stream", "base", "--per-layer", "--json").document
+    assert [tensor["name"] for tensor in document["per_layer"]] == list(bert_like(1, layers=2))
+    assert "per_layer" not in hilm("stream", "base", "--json").document
+
+
+NINE = [
+    "model_name", "progress_percent", "processed_parameters", "total_parameters", "chunks_encoded",
+    "processing_rate", "elapsed_time", "memory_usage_mb", "current_layer",
+]  # fmt: skip
+
+
+def test_stream_that_is_followed_prints_lines_and_at_last_the_document(hilm, house):
+    write_sparse(house / "big", (200_000, 1024))
+    ran = hilm("stream", "big", "--follow", "--max-memory", "1")
+    *lines, document = map(json.loads, ran.out.splitlines())
+    assert lines
+    percents = [line["progress_percent"] for line in lines]
+    assert percents == sorted(percents)
+    assert all(list(line) == [*NINE, "eta_seconds"] for line in lines)
+    assert len(lines) <= document["elapsed_time"] / 0.1 + 1
+    assert document["layers"]["other"]["zeros"] == 200_000 * 1024
+    assert {*NINE, "peak_memory_mb", "layers"} <= document.keys()
+    assert ran.err.startswith("note: limit-below-baseline: of 1 MiB, ")
+
+
+def test_stream_shows_rate_and_memory_on_a_terminal(hilm, house, monkeypatch):
+    write_sparse(house / "big", (300_000, 1024))
+    monkeypatch.setattr("_pytest.capture.CaptureIO.isatty", lambda _: True, raising=False)
+    ran = hilm("stream", "big")
+    assert re.search(r"w +\d+ % \|.*\| 00:00, .* to go, [\d.,]+ M/s, \d+ MB", ran.err)
+
+
+def test_an_interrupted_stream_says_so(house):
+    write_sparse(house / "big", (16 << 20, 1024))
+    process = start("stream", house / "big", "--follow")
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.strip().splitlines()[0] == "error: interrupted"
+    assert "Traceback" not in err

@@ -6,11 +6,16 @@ from itertools import combinations
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
+from gguf import GGMLQuantizationType, quants
 from safetensors.numpy import save_file
 
 from hilm.lineage.comparison import compare
 from hilm.lineage.verdict import verdict
 from hilm.weights.checkpoint import open_checkpoint
+from tests.tiny import write_model
+from tests.weights.other_formats import write_gguf
+from tests.weights.packing import gptq_config, gptq_model
 
 WIDTH, BLOCKS, HIDDEN, VOCABULARY = 64, 6, 256, 1000
 
@@ -397,3 +402,36 @@ def test_the_table_equals_a_plain_computation(judge):
         assert pair.cosine == pytest.approx(cosine_twin(x, y), abs=1e-9)
         distance = np.linalg.norm(x.astype(float) - y) / max(np.linalg.norm(x), np.linalg.norm(y))
         assert pair.rel_l2 == pytest.approx(distance, rel=1e-5)
+
+
+def shallow(tensors):
+    """Its first two blocks."""
+    return {name: w for name, w in tensors.items() if ".layer." not in name or name.split(".")[2] in "01"}
+
+
+def test_bits_are_those_that_the_scheme_states(tmp_path):
+    tensors = shallow(bert(1))
+    packed, plain = gptq_model(tensors)
+    write_model(tmp_path / "packed", packed, config=gptq_config())
+    write_model(tmp_path / "plain", plain)
+    write_model(tmp_path / "base", tensors)
+    with open_checkpoint(tmp_path / "base") as base, open_checkpoint(tmp_path / "packed") as other:
+        found = verdict(compare(base, other).evidence)
+        assert found.relation == "quantized"
+        assert found.details["quantization"]["bits"] == 4
+        with open_checkpoint(tmp_path / "plain") as same:
+            assert verdict(compare(same, other).evidence).relation == "identical"
+
+
+def test_bits_are_those_of_the_blocks_of_gguf(tmp_path):
+    tensors = shallow(bert(1))
+    blocks = {
+        name: (quants.quantize(w, GGMLQuantizationType.Q4_0), "Q4_0") if w.ndim == 2 else torch.from_numpy(w)
+        for name, w in tensors.items()
+    }
+    write_gguf(tmp_path / "model.gguf", blocks)
+    write_model(tmp_path / "base", tensors)
+    with open_checkpoint(tmp_path / "base") as base, open_checkpoint(tmp_path / "model.gguf") as other:
+        found = verdict(compare(base, other).evidence)
+    assert found.relation == "quantized"
+    assert found.details["quantization"] == {"model": "model", "of": "base", "bits": 4, "group": None}

@@ -3,12 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hilm.errors import EmptySelection, SourceChanged
-from hilm.reel.decoder import Reel
+from hilm.errors import EmptySelection, PackedFormatUnsupported, SourceChanged
+from hilm.reel.decoder import Reel, decode_files
+from hilm.reel.verification import verify_reel
 from hilm.store.work import Job, entry_key, plain, run_job
 from hilm.weights import Selection, open_checkpoint
 from tests.store.conftest import tiny
 from tests.tiny import stored, write_model
+from tests.weights.packing import gptq_config, gptq_model
 
 
 def sample(path, **options):
@@ -103,3 +105,37 @@ def test_an_entry_is_another_with_another_setting():
     assert entry_key(Job("/m", "a", "archive", "x", threads=1)) == entry_key(
         Job("/m", "b", "archive", "y", threads=2)
     )
+
+
+def test_a_packed_model_is_filmed_by_its_parts_and_recognised_by_its_values(tmp_path):
+    packed, plain = gptq_model(tiny(1))
+    folder = write_model(tmp_path / "packed", packed, config=gptq_config())
+    write_model(tmp_path / "plain", plain)
+    job = Job(str(folder), "packed", "archive", str(tmp_path))
+    result = run_job(job)
+    like = run_job(Job(str(tmp_path / "plain"), "plain", "index", ""))
+    for figure in ("code", "position_vec", "tensor_codes", "profile", "coverage"):
+        if figure != "tensor_codes":
+            assert np.array_equal(result.fingerprint[figure], like.fingerprint[figure]), figure
+    assert result.model["parameters"] == like.model["parameters"]
+    (path,) = tmp_path.glob("*.reel.mp4")
+    with Reel.open(path) as reel:
+        decode_files(reel, tmp_path / "back")
+        name = next(name for name in packed if name.endswith("qweight"))
+        assert np.array_equal(reel.tensor(name), packed[name].astype(np.float32))
+    for file in folder.iterdir():
+        assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
+    with open_checkpoint(folder) as checkpoint, Reel.open(path) as reel:
+        assert verify_reel(reel, checkpoint).ok
+
+
+def test_what_cannot_be_decoded_is_archived_and_indexed_for_what_it_is(tmp_path):
+    packed, _ = gptq_model(tiny(1))
+    folder = write_model(tmp_path / "m", packed)  # without the settings
+    row = run_job(Job(str(folder), "m", "archive", str(tmp_path))).fingerprint
+    assert row["coverage"] < 0.9
+    (path,) = tmp_path.glob("*.reel.mp4")
+    with Reel.open(path) as reel, open_checkpoint(folder) as checkpoint:
+        assert verify_reel(reel, checkpoint).ok
+    with pytest.raises(PackedFormatUnsupported):
+        run_job(Job(str(folder), "m", "sample", ""))

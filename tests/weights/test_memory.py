@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
 import mmap
 import threading
 import time
 
-from hilm.weights.memory import MemoryMonitor
+import pytest
+
+from hilm.weights.memory import MemoryMonitor, group_limit
 
 SIZE = 50 << 20
 
@@ -40,3 +43,29 @@ def test_it_samples_by_itself_and_stops():
                 time.sleep(0.01)
         assert monitor.peak_mb > low + 40
     assert not [t for t in threading.enumerate() if t.name == "hilm-memory"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/a/b", {"a/memory.max": "max", "a/b/memory.max": "104857600"}, 100),
+        ("0::/a/b", {"a/memory.max": "52428800", "a/b/memory.max": "104857600"}, 50),
+        ("0::/../of/the/host", {"memory.max": "104857600"}, 100),
+        ("5:cpu:/x\n4:memory:/x", {"memory/x/memory.limit_in_bytes": "1048576"}, 1),
+        ("4:memory:/x", {"memory/memory.limit_in_bytes": str(2**63 - 4096)}, pytest.approx(2.0**43)),
+        ("0::/", {"memory.max": "max"}, math.inf),
+        ("0::/", {}, math.inf),
+    ],
+)  # fmt: skip
+def test_the_smallest_limit_of_the_groups_around_the_process_counts(tmp_path, groups, limits, expected):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(groups + "\n")
+    for path, limit in limits.items():
+        file = tmp_path / "sys/fs/cgroup" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(limit + "\n")
+    assert group_limit(tmp_path) == expected
+
+
+def test_without_control_groups_there_is_no_limit(tmp_path):
+    assert group_limit(tmp_path) == math.inf

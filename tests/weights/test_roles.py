@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hilm.errors import UnknownLayerType
-from hilm.weights.roles import ALIASES, LAYER_TYPES, Role, classify, resolve_layer_types
+from hilm.weights.roles import ALIASES, KINDS, LAYER_TYPES, Role, classify, resolve_layer_types
 
 # name, type, kind, block, expert
 NAMES = """
@@ -24,6 +25,7 @@ encoder.layer.0.attention.self.distance_embedding.weight attention     unknown  
 encoder.layer.0.attention.output.dense.weight            attention     o          0 -
 encoder.layer.0.attention.output.LayerNorm.weight        normalization scale      0 -
 encoder.layer.0.intermediate.dense.weight                mlp           up         0 -
+encoder.layer.0.output.dense.weight                      mlp           down       0 -
 encoder.layer.11.output.dense.weight                     mlp           down       11 -
 encoder.layer.0.output.LayerNorm.bias                    normalization bias       0 -
 pooler.dense.weight                                      other         pool       - -
@@ -94,6 +96,7 @@ _orig_mod.module.model.layers.0.mlp.up_proj.weight       mlp           up       
 shared.weight                                            embedding     token      - -
 encoder.block.0.layer.0.SelfAttention.q.weight           attention     q          0 -
 encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight attention bias 0 -
+decoder.block.0.layer.1.EncDecAttention.k.weight         attention     k          0 -
 decoder.block.5.layer.1.EncDecAttention.k.weight         attention     k          5 -
 decoder.block.0.layer.2.DenseReluDense.wo.weight         mlp           down       0 -
 decoder.block.0.layer.2.DenseReluDense.wi_1.weight       mlp           up         0 -
@@ -228,6 +231,7 @@ def test_table(name, layer_type, kind, block, expert):
 def test_table_is_large_and_covers_every_type_and_rule():
     assert len(TABLE) >= 120
     assert {row[1] for row in TABLE} == set(LAYER_TYPES)
+    assert {row[2] for row in TABLE} <= set(KINDS)
     assert {classify(row[0]).rule for row in TABLE} == set("NOEAMX")
 
 
@@ -265,6 +269,7 @@ def test_any_name_has_a_role(name):
     role = classify(name)
     assert isinstance(role, Role)
     assert role.type in LAYER_TYPES
+    assert role.kind in KINDS
     assert classify(name) == role
 
 
@@ -317,3 +322,93 @@ def test_unknown_type_names_the_nearest(typed, nearest):
         resolve_layer_types([typed])
     assert f"{nearest!r}" in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+
+# Class, configuration, and how many parameters of two blocks have which role, counted by hand
+MODELS = {
+    "BertForMaskedLM": (
+        SMALL,
+        (
+            "embedding: token 1, position 1, segment 1; attention: q 2, k 2, v 2, o 2, bias 8; "
+            "mlp: up 2, down 2, bias 4; normalization: scale 6, bias 6; output: projection 1, bias 2"
+        ),
+    ),
+    "GPT2LMHeadModel": (
+        {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0},
+        (
+            "embedding: token 1, position 1; attention: qkv 2, o 2, bias 4; mlp: up 2, down 2, bias 4; "
+            "normalization: scale 5, bias 5"
+        ),
+    ),
+    "LlamaForCausalLM": (
+        SMALL,
+        (
+            "embedding: token 1; attention: q 2, k 2, v 2, o 2; mlp: gate 2, up 2, down 2; "
+            "normalization: scale 5; output: head 1"
+        ),
+    ),
+    "T5ForConditionalGeneration": (  # decoder blocks attend twice; a table of distances in either stack
+        {"vocab_size": 50, "d_model": 16, "num_layers": 2, "num_heads": 2, "d_ff": 32, "d_kv": 8},
+        (
+            "embedding: token 1; attention: q 6, k 6, v 6, o 6, bias 2; mlp: up 4, down 4; "
+            "normalization: scale 12"
+        ),
+    ),
+    "ViTForImageClassification": (
+        SMALL | {"image_size": 32, "patch_size": 16},
+        (
+            "embedding: special 1, position 1, patch 1, bias 1; attention: q 2, k 2, v 2, o 2, bias 8; "
+            "mlp: up 2, down 2, bias 4; normalization: scale 5, bias 5; output: head 1, bias 1"
+        ),
+    ),
+    "WhisperForConditionalGeneration": (  # keys have no bias
+        {"vocab_size": 50, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "pad_token_id": 0}
+        | {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
+        | {f"{part}_ffn_dim": 32 for part in ("encoder", "decoder")},
+        (
+            "embedding: token 1, position 2; attention: q 6, k 6, v 6, o 6, bias 18; "
+            "mlp: up 4, down 4, bias 8; normalization: scale 12, bias 12; other: conv 2, bias 2"
+        ),
+    ),
+    "MixtralForCausalLM": (
+        SMALL | {"num_key_value_heads": 2, "num_local_experts": 4},
+        (
+            "embedding: token 1; attention: q 2, k 2, v 2, o 2; mlp: router 2, gate_up 2, down 2; "
+            "normalization: scale 5; output: head 1"
+        ),
+    ),
+    "MambaForCausalLM": (  # A_log, D, conv1d, in_proj, x_proj, dt_proj, out_proj of either block
+        {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2},
+        "embedding: token 1; normalization: scale 3; other: ssm 14, bias 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_roles_of_the_parameters_that_transformers_names(family):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    sizes, summary = MODELS[family]
+    model_class = getattr(transformers, family)
+    with torch.device("meta"):
+        model = model_class(model_class.config_class(**sizes))
+    found = Counter()
+    for name, parameter in model.named_parameters():
+        role = classify(name, tuple(parameter.shape))
+        found[role.type, role.kind] += 1
+        in_stack = any(part.isdigit() for part in name.split("."))
+        assert (role.block is not None) == in_stack, name
+    told = {
+        (layer_type, kind): int(number)
+        for group in summary.split("; ")
+        for layer_type, listed in [group.split(": ")]
+        for kind, number in (part.split() for part in listed.split(", "))
+    }
+    assert found == told

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hilm.errors import UsageError
 from hilm.weights import open_checkpoint
 from hilm.weights.roles import classify
-from hilm.weights.selection import RUN, Selection
+from hilm.weights.selection import BATCH, RUN, Selection
 from hilm.weights.streamer import as_runs
-from hilm.weights.tensor import Span, TensorInfo
+from hilm.weights.tensor import BLOCK_VALUES, Span, TensorInfo
 from tests.tiny import stored, write_model
 
 
@@ -74,3 +74,26 @@ def test_sampled_values_are_those_at_their_positions(tmp_path, dtype):
         assert len(selection.values(checkpoint)) == 1000
         everything = Selection.of(checkpoint)
         np.testing.assert_array_equal(everything.values(checkpoint), np.concatenate([truth, truth]))
+
+
+@pytest.mark.parametrize("limit", [1, 999_999, 1_000_064])
+def test_a_sample_of_any_size_comes_in_bounded_pieces(tmp_path, limit):
+    """Nearly all of a tensor must not be read as one; tensors selected whole follow from their start."""
+    values = np.random.default_rng(4).standard_normal(1_000_000).astype(np.float32)
+    with open_checkpoint(write_model(tmp_path, {"w": values, "one": values[:65]})) as checkpoint:
+        selection = Selection.of(checkpoint, limit)
+        found = {"w": [], "one": []}
+        for piece in selection.read(checkpoint):
+            assert len(piece.values) <= BATCH
+            assert piece.start == sum(map(len, found[piece.info.name]))
+            found[piece.info.name].append(piece.values)
+            assert piece.last == (sum(map(len, found[piece.info.name])) == piece_count(selection, piece))
+        for index, info in enumerate(selection.tensors):
+            positions = selection.positions(index)
+            expected = checkpoint.values(info.name)[slice(None) if positions is None else positions]
+            np.testing.assert_array_equal(np.concatenate([values[:0], *found[info.name]]), expected)
+        assert all(stop - start <= BLOCK_VALUES for i in range(2) for _, start, stop in selection._runs(i))
+
+
+def piece_count(selection, piece):
+    return selection.counts[selection.tensors.index(piece.info)]

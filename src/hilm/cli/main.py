@@ -33,9 +33,11 @@ class Entry:
 COMMANDS: Mapping[str, Entry] = {
     "demo": Entry("Look", "demo:demo", "See it all work on a real model, without the Hub."),
     "inspect": Entry("Look", "reading:inspect", "What a checkpoint holds, read from its headers alone."),
+    "plan": Entry("Look", "planning:plan", "What memory training and serving a model take."),
     "stream": Entry("Look", "reading:stream", "Statistics of every weight, in constant memory."),
     "encode": Entry("Film", "filming:encode", "Film checkpoints as reels and remember them in the store."),
     "decode": Entry("Film", "filming:decode", "Write a reel's weights back as safetensors."),
+    "get": Entry("Film", "filming:get", "One tensor of a reel or a few rows of it, also from a URL."),
     "verify": Entry("Film", "filming:verify", "Prove that a reel holds what was filmed."),
     "index": Entry(
         "Recognise", "searching:index", "Remember checkpoints by their fingerprints, without a reel."
@@ -46,8 +48,9 @@ COMMANDS: Mapping[str, Entry] = {
     "dedupe": Entry("Recognise", "lineage:dedupe", "What is there twice, and what differences would save."),
     "list": Entry("Store", "library:list_models", "The models in the store."),
     "stats": Entry("Store", "library:stats", "What the store holds, in figures."),
-    "show": Entry("Store", "library:show", "One model of the store; --sheet draws its picture."),
+    "show": Entry("Store", "library:show", "One model of the store; --sheet and --picture draw it."),
     "rm": Entry("Store", "library:remove", "Forget a model and delete its reel."),
+    "model": Entry("Make", "models:model", "Make a fresh ResNet-BK language model: hilm model new OUT."),
 }
 """Every command, in the order of the help."""
 

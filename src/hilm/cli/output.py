@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     Document = Mapping[str, Any]
-    Progress = Callable[[int, int, str], None]
+
+    class Progress(Protocol):
+        """What shows how far a command is."""
+
+        def __call__(self, done: int, total: int, label: str, detail: str = "") -> None:
+            """Show so much of the total done, what is at work, and how it goes."""
+
 
 ABSENT = "-"
 ROWS = 20
@@ -25,7 +31,7 @@ _KEPT = "hilm.cli.output"
 
 
 def keep(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 click's signature
-    """Remember --json, --quiet or --no-progress for the functions of this module."""
+    """Remember --json, --follow, --quiet or --no-progress for the functions of this module."""
     context.meta[f"{_KEPT}.{parameter.name}"] = value
 
 
@@ -36,10 +42,18 @@ def _asked(name: str) -> bool:
 
 def emit(document: Document, render: Callable[[Document], str]) -> None:
     """Print a result on stdout: as one JSON document when --json was given, else as ``render`` writes it."""
-    if _asked("json"):
+    if _asked("follow"):
+        follow(document)
+    elif _asked("json"):
         click.echo(json.dumps(plain(document), indent=2, allow_nan=False))
     else:
         click.echo(render(document))
+
+
+def follow(document: Document) -> None:
+    """Print one line of JSON on stdout if --follow was given."""
+    if _asked("follow"):
+        click.echo(json.dumps(plain(document), allow_nan=False))
 
 
 def plain(value: object) -> object:
@@ -95,16 +109,17 @@ def progress() -> Iterator[Progress]:
         return
     from tqdm import tqdm  # noqa: PLC0415 only a watched command pays for it
 
-    form = "{desc} {percentage:3.0f} % |{bar}| {elapsed}, {remaining} to go"
+    form = "{desc} {percentage:3.0f} % |{bar}| {elapsed}, {remaining} to go{postfix}"
     with tqdm(
         bar_format=form, delay=0.2, miniters=1, leave=False, dynamic_ncols=True, file=sys.stderr
     ) as bar:
 
-        def advance(done: int, total: int, label: str) -> None:
+        def advance(done: int, total: int, label: str, detail: str = "") -> None:
             bar.set_description_str(elide(clean(label), 32), refresh=False)
             if done < bar.n:  # the next model begins
                 bar.reset(total)
             bar.total = total
+            bar.set_postfix_str(detail, refresh=False)
             bar.update(done - bar.n)
 
         yield advance
@@ -144,7 +159,7 @@ def size(number: float | None) -> str:
     """Write a number of bytes: ``512 B``, ``86.7 MiB``."""
     if number is None:
         return ABSENT
-    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+    for power, unit in ((5, "PiB"), (4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if number >= 1024**power:
             return f"{number / 1024**power:.1f} {unit}"
     return f"{number:.0f} B"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +13,10 @@ from hilm.cli import options, output
 from hilm.cli.output import ROWS, clean, count, elide, figure, seconds, share, size, table
 
 if TYPE_CHECKING:
-    from hilm.cli.output import Document
+    from collections.abc import Iterable
+
+    from hilm import StreamingProgress
+    from hilm.cli.output import Document, Progress
 
 
 @click.command(
@@ -43,6 +48,7 @@ def inspected(document: Document, *, everything: bool) -> str:
     held, files = sum(tensor["bytes"] for tensor in tensors), len(document["files"])
     roles = sorted(document["roles"].items(), key=lambda item: -item[1])
     shown = tensors if everything else tensors[:ROWS]
+    notes = [f"note: {clean(note)}" for note in document["notes"][: None if everything else ROWS]]
     summary = f"{count(parameters)} parameters in {len(tensors):,} tensors, {size(held)}"
     return "\n".join(
         [
@@ -55,6 +61,7 @@ def inspected(document: Document, *, everything: bool) -> str:
             "",
             table(["tensor", ">shape", "dtype", "role", ">size"], [row(tensor) for tensor in shown]),
             *output.more(len(tensors), len(shown), "--all lists them"),
+            *(["", *notes] if notes else ()),
         ]
     )
 
@@ -76,6 +83,8 @@ def bar(part: float, whole: float, width: int = 24) -> str:
         "hilm stream ./all-MiniLM-L6-v2",
         "hilm stream ./gpt2 --layers attention mlp --chunk-size 8192",
         "hilm stream ./llama --max-memory 512 --max-params 1000000 --json",
+        "hilm stream ./llama --follow | jq --unbuffered .progress_percent",
+        "hilm stream ./gpt2 --per-layer --json | jq '.per_layer[] | select(.outliers > 0).name'",
     ),
 )
 @click.argument("model")
@@ -88,7 +97,15 @@ def bar(part: float, whole: float, width: int = 24) -> str:
     metavar="MB",
     help="Memory to stay within.",
 )
+@click.option("--per-layer", is_flag=True, help="Show every tensor's statistics too.")
 @click.option("--no-adaptive", is_flag=True, help="Keep the chunk size as given, whatever the memory.")
+@click.option(
+    "--follow",
+    is_flag=True,
+    expose_value=False,
+    callback=output.keep,
+    help="Like --json, after lines of JSON that say how far it is, ten a second at most; one line each.",
+)
 @options.revision
 @options.switches
 def stream(
@@ -101,6 +118,7 @@ def stream(
     max_params: int | None,
     max_memory: float,
     no_adaptive: bool,
+    per_layer: bool,
 ) -> None:
     """Read every weight once, in constant memory, and show its statistics by layer type."""
     with output.progress() as progress:
@@ -112,24 +130,36 @@ def stream(
             max_memory_mb=max_memory,
             adaptive=not no_adaptive,
             max_params=max_params,
-            progress=progress,
+            per_layer=per_layer,
+            progress=Live(progress),
         )
+    for text in document["notes"]:
+        output.note(text)
     output.emit(document, streamed)
+
+
+class Live:
+    """Shows where a stream is, ten times a second at most: on a terminal, and on stdout with --follow."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._shown = progress, -math.inf
+
+    def __call__(self, state: StreamingProgress) -> None:
+        """Show the state, unless another was shown less than 100 ms ago."""
+        now = time.monotonic()
+        if now - self._shown < 0.1:
+            return
+        self._shown = now
+        detail = f"{count(state.processing_rate)}/s, {state.memory_usage_mb:,.0f} MB"
+        self._progress(state.processed_parameters, state.total_parameters, state.current_layer, detail)
+        output.follow(state.figures() | {"eta_seconds": state.eta_seconds})
 
 
 def streamed(document: Document) -> str:
     """Write what was read and how fast, then the statistics of each layer type."""
     read, total = count(document["processed_parameters"]), count(document["total_parameters"])
     rate = f"{count(document['processing_rate'])} parameters a second"
-    rows = [
-        [
-            role,
-            count(layer["parameters"]),
-            *(figure(layer[key]) for key in ("mean", "std", "min", "max")),
-            share(layer["zeros"], layer["parameters"]),
-        ]
-        for role, layer in document["layers"].items()
-    ]
+    tensors = document.get("per_layer", ())
     facts = {
         "read": f"{read} of {total} parameters ({document['progress_percent']:.1f} %)",
         "chunks": f"{document['chunks']:,}",
@@ -142,6 +172,22 @@ def streamed(document: Document) -> str:
             "",
             output.facts(facts),
             "",
-            table(["layers", ">parameters", ">mean", ">std", ">min", ">max", ">zeros"], rows),
+            measured("layers", document["layers"].items()),
+            *(["", measured("tensor", ((elide(clean(t["name"])), t) for t in tensors))] if tensors else []),
         ]
     )
+
+
+def measured(title: str, measurements: Iterable[tuple[str, Document]]) -> str:
+    """Write one line of statistics a layer type or tensor."""
+    rows = [
+        [
+            label,
+            count(figures["parameters"]),
+            *(figure(figures[key]) for key in ("mean", "std", "min", "max")),
+            share(figures["zeros"], figures["parameters"]),
+            count(figures["outliers"]),
+        ]
+        for label, figures in measurements
+    ]
+    return table([title, ">parameters", ">mean", ">std", ">min", ">max", ">zeros", ">outliers"], rows)

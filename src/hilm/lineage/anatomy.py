@@ -124,6 +124,8 @@ def _matrices(info: TensorInfo) -> Iterable[Matrix]:
 
 def _unread(info: TensorInfo) -> int:
     """Values of a matrix that only its quantiser could decode."""
+    if info.refusal:
+        return info.nbytes
     if info.type.kind == "packed":
         return info.numel * (len(info.shape) > 1)
     packed = info.type.kind in {"int", "uint"} and info.type.bits <= _WIDEST_PACKED

@@ -196,7 +196,7 @@ def _run_starts(numel: int, run: int) -> list[int]:
 def _sample(checkpoint: Checkpoint, info: TensorInfo, run: int) -> NDArray[np.float32]:
     """Evenly spaced runs of a tensor as a unit vector; nothing but zeros has a coordinate of its own."""
     ranges = [(s, min(s + run, info.numel)) for s in _run_starts(info.numel, run)]
-    packed = info.type.kind == "packed"
+    packed = info.type.kind == "packed" or info.refusal
     pieces = [
         decoded(info, checkpoint.words(info.name, *r)) if packed else checkpoint.values(info.name, *r)
         for r in ranges

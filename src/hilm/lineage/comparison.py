@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hilm.lineage.anatomy import Anatomy
+    from hilm.lineage.anatomy import Anatomy, Matrix
     from hilm.lineage.profile import Profile
     from hilm.weights.checkpoint import Checkpoint
 
@@ -281,6 +281,7 @@ def _side(checkpoint: Checkpoint, anatomy: Anatomy, identical: Mapping[str, int]
     plain = [m for m in anatomy.matrices if m.info.name not in anatomy.tables]
     profiles = [read_profile(checkpoint, matrix) for matrix in spread(plain, MATRICES)]
     lattice, codebook = find_lattice(profiles), find_codebook(profiles)
+    bits = _stated_bits(plain) or (lattice.bits if lattice else codebook and codebook.bit_length() - 1)
     return Side(
         name=name,
         parameters=sum(t.numel for t in stored),
@@ -288,12 +289,18 @@ def _side(checkpoint: Checkpoint, anatomy: Anatomy, identical: Mapping[str, int]
         width=anatomy.width,
         vocabulary=anatomy.vocabulary,
         shapes=Counter((m.rows, m.columns) for m in plain),
-        bits=lattice.bits if lattice else codebook and codebook.bit_length() - 1,
-        group=lattice.group if lattice else None,
+        bits=bits,
+        group=lattice.group if lattice and lattice.bits == bits else None,
         zeros=_mean(profiles, "zeros"),
         two_of_four=_mean(profiles, "sparse_groups"),
         coverage=anatomy.coverage,
     )
+
+
+def _stated_bits(matrices: Sequence[Matrix]) -> int | None:
+    """Bits that the types of most matrices state, if any: what values show of these is an estimate."""
+    stated = Counter(m.info.stated_bits for m in matrices)
+    return max(stated, key=stated.__getitem__, default=None)
 
 
 def _mean(profiles: Sequence[Profile], field: str) -> float | None:

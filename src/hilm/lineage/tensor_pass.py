@@ -152,7 +152,7 @@ class TensorPass:
 def _digest_of(info: TensorInfo, *, prefixed: bool) -> DigestAccumulator:
     """Digest of decoded values; of stored bytes where values are integers or cannot be decoded."""
     kind = info.type
-    if not kind.is_weight:
+    if not info.is_weight:
         apart = kind.block == 1
         return DigestAccumulator("U8", (*info.shape, kind.block_bytes) if apart else (info.nbytes,))
     shape = (*info.shape, 2) if kind.values > 1 else info.shape
@@ -160,7 +160,7 @@ def _digest_of(info: TensorInfo, *, prefixed: bool) -> DigestAccumulator:
     if prefixed:
         _, rows, columns = info.matrices
         prefix = EMBEDDING_ROWS * columns if rows >= columns else None
-    return DigestAccumulator(info.dtype, shape, prefix_values=prefix)
+    return DigestAccumulator(kind.name, shape, prefix_values=prefix)
 
 
 class _MatrixPass:

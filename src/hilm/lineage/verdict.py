@@ -57,7 +57,7 @@ class Side:
         width: Size of the residual stream.
         vocabulary: Rows of the embedding.
         shapes: How many matrices it has of each shape, vocabulary tables left out.
-        bits: Bits of the lattice or codebook its values lie on; None when they are continuous.
+        bits: Bits of a value, as its type states or its lattice or codebook shows; None if continuous.
         group: Values per scale of that lattice, 0 for whole rows; None for a codebook.
         zeros: Share of exact zeros in its matrices.
         two_of_four: Share of aligned groups of four with at least two zeros.

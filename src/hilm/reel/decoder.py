@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hilm.errors import ChecksumMismatch, NotAReel, StorageError, UsageError
+from hilm.errors import ChecksumMismatch, StorageError, UsageError
 from hilm.reel.container import ReelFile
+from hilm.reel.delta_base import BaseTensor
 from hilm.reel.layout import coded_view
+from hilm.reel.manifest import ROUNDING_CODERS
 from hilm.reel.records import count_sample_records
+from hilm.reel.rows import read_rows
 from hilm.reel.slab import decode_slab
 from hilm.weights.dtypes import DTYPES, decode
 
@@ -23,34 +26,37 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hilm.reel.schema import Sample, SourceFile, Tensor
+    from hilm.reel.delta_base import Base
+    from hilm.reel.schema import Pinned, Sample, SourceFile, Tensor
 
 
 class Reel:
     """A reel open for reading; a context manager. Nothing is decoded before it is asked for.
 
     Attributes:
+        name: What people call it: its file's name without the suffix.
         file: The container: manifest, index and checked records.
         tensors: Entries of the manifest by tensor name.
     """
 
-    def __init__(self, file: ReelFile, threads: int | None = None) -> None:
-        self.file = file
+    def __init__(self, file: ReelFile, threads: int | None = None, name: str = "the reel") -> None:
+        self.file, self.name = file, name
+        self._base: Base | None = None
         self.tensors = {entry["name"]: entry for entry in file.manifest["tensors"]}
         self._threads = threads or os.cpu_count() or 1
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a local reel.
+    def open(cls, place: str | os.PathLike[str]) -> Self:
+        """Open a local reel, or one behind an http or https URL.
 
         Raises:
             NotAReel: There is something else, or nothing.
             HeaderError: The file contradicts itself.
             VerificationError: It is damaged or cut off.
+            NetworkError: It is remote, and cannot be read by ranges.
         """
-        if not Path(path).is_file():
-            raise NotAReel(f"{path} is not a file", hint="name the reel itself, such as model.reel.mp4")
-        return cls(ReelFile.open(Path(path)))
+        name = Path(place).name.removesuffix(".mp4").removesuffix(".reel")
+        return cls(ReelFile.open(place), name=name)
 
     def __enter__(self) -> Self:
         return self
@@ -60,34 +66,65 @@ class Reel:
 
     @property
     def mode(self) -> str:
-        """``archive`` or ``sample``."""
+        """``archive``, ``small``, ``delta`` or ``sample``."""
         return self.file.manifest["mode"]
+
+    @property
+    def pinned(self) -> Pinned | None:
+        """What is known of the base of a delta."""
+        return self.file.manifest["base"]
+
+    @property
+    def depth(self) -> int:
+        """Deltas that stood on each other when it was made, this one included; 0 of what is no delta."""
+        return self.pinned["depth"] if self.pinned else 0
+
+    def stand_on(self, base: Base) -> None:
+        """Decode differences against this base from now on."""
+        self._base = base
+
+    def describe(self, name: str) -> tuple[str, tuple[int, ...]] | None:
+        """Element type and shape of a tensor; None if there is none."""
+        entry = self.tensors.get(name)
+        return None if entry is None else (entry["dtype"], tuple(entry["shape"]))
+
+    def digest(self) -> str:
+        """Digest of the set of tensors it was made from."""
+        source = self.file.manifest["source"]
+        return source["digest"] if source else ""
 
     @property
     def samples(self) -> list[Sample]:
         """Frames of a reel of samples."""
         return [s for s in self.file.manifest.get("samples", []) if not s["deleted"]]
 
-    def words(self, name: str) -> NDArray[np.uint8]:
+    def words(self, name: str, rows: tuple[int, int] | None = None) -> NDArray[np.uint8]:
         """Stored little-endian bytes of one tensor, checked against its SHA-256.
 
+        Args:
+            name: The tensor.
+            rows: First and last-plus-one row along its first axis, as :func:`read_rows` reads them.
+
         Raises:
-            UsageError: There is no such tensor.
+            UsageError: There is no such tensor, or it has no such rows.
             ChecksumMismatch: The bytes are not those that were encoded.
         """
-        out, position = np.empty(self._entry(name)["nbytes"], np.uint8), 0
+        if rows is not None:
+            return read_rows(self, name, *rows)
+        out, position = np.empty(self.entry(name)["nbytes"], np.uint8), 0
         for piece in self.pieces(name):
             out[position : position + len(piece)] = piece
             position += len(piece)
         return out
 
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        """One tensor as float32 in its own shape (complex: with a trailing axis of 2)."""
-        entry = self._entry(name)
-        dtype, words = DTYPES[entry["dtype"]], self.words(name)
+    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """One tensor, or rows of it, as float32 in its own shape (complex: with a trailing axis of 2)."""
+        shape = self.entry(name)["shape"]
+        dtype, words = DTYPES[self.entry(name)["dtype"]], self.words(name, rows)
         out = np.empty(dtype.count(len(words)), np.float32)
         decode(dtype, words, out)
-        return out.reshape([*entry["shape"], 2] if dtype.values > 1 else entry["shape"])
+        shape = shape if rows is None else [rows[1] - rows[0], *shape[1:]]
+        return out.reshape([*shape, 2] if dtype.values > 1 else shape)
 
     def sample_values(self, sample: Sample) -> NDArray[np.float32]:
         """The exact values of one frame of samples, float32."""
@@ -95,7 +132,8 @@ class Reel:
         head, *chunks = self.file.records(sample["record"], count)
         return decode_slab(head, chunks, DTYPES["F32"], 1, sample["fill"]).view("<f4")
 
-    def _entry(self, name: str) -> Tensor:
+    def entry(self, name: str) -> Tensor:
+        """What the manifest says of a tensor; of an alias, what it says of its owner."""
         if name not in self.tensors:
             raise UsageError(f"the reel has no tensor {name!r}", hint="hilm show lists what is in it")
         entry = self.tensors[name]
@@ -104,14 +142,45 @@ class Reel:
         return entry
 
     def pieces(self, name: str) -> Iterator[NDArray[np.uint8]]:
-        """Stored bytes of one tensor, slab by slab; its SHA-256 is checked behind the last piece."""
-        entry = self._entry(name)
+        """Stored bytes of one tensor, slab by slab; its SHA-256 is checked behind the last piece.
+
+        Raises:
+            UsageError: It is a difference, and the reel has no base to stand on.
+            BaseMismatch: The base is not the one the difference was made against.
+        """
+        entry = self.entry(name)
+        expected = self.base_sha256(name)
+        if expected is None:
+            yield from self._decode(entry, None)
+            return
+        if self._base is None:
+            raise UsageError(
+                f"{self.name} is a delta, and its base is not there",
+                hint="name the base it was made against: --base MODEL",
+            )
+        base = BaseTensor(self._base, entry["name"], entry["dtype"], entry["shape"])
+        try:
+            yield from self._decode(entry, base)
+        except ChecksumMismatch:
+            base.check(expected)
+            raise
+        base.check(expected)
+
+    def base_sha256(self, name: str) -> str | None:
+        """SHA-256 of the tensor that this one is a difference from; None if it is none."""
+        return self.pinned["tensors"].get(self.entry(name)["name"]) if self.pinned else None
+
+    def _decode(self, entry: Tensor, base: BaseTensor | None) -> Iterator[NDArray[np.uint8]]:
         dtype, digest = DTYPES[entry["dtype"]], hashlib.sha256()
-        columns = coded_view(entry["dtype"], entry["shape"])[1]
+        rounded = entry["coder"] in ROUNDING_CODERS
+        _, columns, word = coded_view(entry["dtype"], entry["shape"])
         for begin, end, first, count in entry["slabs"]:
             rows, width = (1, end - begin) if "unit" in entry else (end - begin, columns)
             head, *chunks = self.file.records(first, count)
-            words = decode_slab(head, chunks, dtype, rows, width, threads=self._threads)
+            old = base.take(rows * width * word) if base else None
+            words = decode_slab(
+                head, chunks, dtype, rows, width, base=old, rounded=rounded, threads=self._threads
+            )
             digest.update(words.data)
             yield words
         if digest.hexdigest() != entry["sha256"]:
@@ -138,10 +207,10 @@ class Reel:
 
 
 def decode_files(reel: Reel, out: Path, tick: Callable[[str], None] = lambda _: None) -> list[str]:
-    """Rebuild the original files of an archive in a new folder, byte for byte.
+    """Rebuild the files a reel was made from in a new folder, byte for byte but for rounded weights.
 
     Args:
-        reel: An open reel of mode ``archive``.
+        reel: An open reel, not of samples; a delta stands on its base.
         out: The folder; it appears complete or not at all.
         tick: Called with the name of every file that is done.
 

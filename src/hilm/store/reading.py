@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from hilm.weights import MemoryEfficientParameterStreamer, StreamingConfig, open_checkpoint
-from hilm.weights.statistics import RoleStatistics
+from hilm.weights.statistics import LayerStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from os import PathLike
+
+    from hilm.weights import StreamingProgress
 
     Progress = Callable[[int, int, str], None]
 
@@ -65,7 +68,8 @@ def stream(
     max_memory_mb: float = 1024.0,
     adaptive: bool = True,
     max_params: int | None = None,
-    progress: Progress = no_progress,
+    per_layer: bool = False,
+    progress: Callable[[StreamingProgress], None] | None = None,
 ) -> dict[str, Any]:
     """Stream every selected value once and measure it.
 
@@ -73,15 +77,18 @@ def stream(
         model: A folder, a weight file or an index file; a Hub id, ``hf://`` address or URL.
         layers: Layer types to stream; all when None.
         exclude_layers: Layer types to leave out.
-        chunk_size: Values per chunk.
+        chunk_size: Values per chunk; the figures by layer type do not depend on it.
         max_memory_mb: MiB above which chunks shrink.
         adaptive: Whether chunks adapt to memory at all.
         max_params: Stream a sample of so many values, spread over all selected tensors.
-        progress: Called with values done, values in all, and the current tensor.
+        per_layer: Also return the figures of every tensor.
+        progress: Called after every block with where the stream is.
 
     Returns:
-        The nine documented statistics, ``peak_memory_mb``, ``chunks``, and ``layers``: per layer type the
-        parameters, mean, std, min, max, zeros and nonfinite values.
+        The nine documented statistics, ``peak_memory_mb``, ``chunks``, ``notes``, and ``layers``: per layer
+        type the parameters, mean, std, min, max, zeros, nonfinite values, outliers and histogram, as
+        ``hilm.weights.statistics.Figures`` defines them. ``per_layer``, where it was asked for: the same per
+        tensor, beside its name, role, kind and block.
 
     Raises:
         InputError: There is no checkpoint, or it is damaged.
@@ -94,13 +101,17 @@ def stream(
         target_layers=list(layers) if layers else None,
         exclude_layers=list(exclude_layers) if exclude_layers else None,
     )
-    streamer, statistics = MemoryEfficientParameterStreamer(config), RoleStatistics()
-    for values, chunk, state in streamer.stream(model, max_total_params=max_params):
-        statistics.update(chunk.layer_type, values)
-        progress(state.processed_parameters, state.total_parameters, chunk.layer_name)
-    figures = streamer.get_streaming_statistics()
-    last = streamer.progress
-    figures["peak_memory_mb"] = last.peak_memory_mb if last else 0.0
-    figures["chunks"] = last.chunks_processed if last else 0
-    figures["layers"] = statistics.summary()
-    return figures
+    streamer, statistics = MemoryEfficientParameterStreamer(config), LayerStatistics()
+    with closing(streamer.stream_blocks(model, max_total_params=max_params)) as blocks:
+        for block, last in blocks:
+            statistics.update(block.info.name, block.info.shape, block.values)
+            if progress is not None:
+                progress(last)
+    return {
+        **streamer.get_streaming_statistics(),
+        "peak_memory_mb": last.peak_memory_mb,
+        "chunks": last.chunks_processed,
+        "notes": last.notes,
+        "layers": statistics.by_role(),
+        **({"per_layer": statistics.by_tensor()} if per_layer else {}),
+    }

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+SPARSE = 8
+"""Bytes passed over, for each that is wanted, from which reading ahead is waste."""
+
+
 class Reader(Protocol):
     """What fills buffers with ranges of stored bytes."""
 
@@ -72,10 +76,10 @@ class FileSource:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror}") from error
-        if hasattr(os, "posix_fadvise"):  # a longer read-ahead; explicit prefetching cost more than it gave
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         status = os.fstat(descriptor)
-        return cls(path, status.st_size, descriptor, identify(status))
+        source = cls(path, status.st_size, descriptor, identify(status))
+        source.expect([(0, source.size)])
+        return source
 
     @property
     def name(self) -> str:
@@ -88,7 +92,15 @@ class FileSource:
         return f"{self.path}|{self.identity}"
 
     def expect(self, runs: Iterable[tuple[int, int]]) -> None:
-        """Nothing: the system reads ahead by itself."""
+        """Tell the system to read far ahead, or not at all between ranges that are few and far apart."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        wanted, first, last = 0, self.size, 0
+        for start, stop in runs:
+            wanted, first, last = wanted + stop - start, min(first, start), max(last, stop)
+        sparse = SPARSE * wanted < last - first
+        advice = os.POSIX_FADV_RANDOM if sparse else os.POSIX_FADV_SEQUENTIAL
+        os.posix_fadvise(self._descriptor, 0, 0, advice)
 
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes of one range."""

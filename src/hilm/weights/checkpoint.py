@@ -20,6 +20,8 @@ from hilm.weights.content import content_key
 from hilm.weights.dtypes import decode
 from hilm.weights.folder import locate
 from hilm.weights.formats import open_listings
+from hilm.weights.packed import combine
+from hilm.weights.packed_schemes import PackedSource, Parts
 from hilm.weights.places import read_json
 from hilm.weights.strided import OrderedSource, read_strided
 from hilm.weights.tensor_table import merge_listings
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 REORDERED = 4
 """Tensors not stored in order that are kept in memory, in order, at a time."""
+
+UNPACKED = 2
+"""Packed tensors whose scales (and transposed codes) are kept in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,8 @@ class Checkpoint:
         format: ``safetensors``, ``torch``, ``gguf`` or ``onnx``; in a pipeline that of the first file.
         kind: ``model``, ``adapter`` or ``pipeline``.
         files: Weight files in name order, those that hold tensors of others last.
-        tensors: Tensors in storage order, by name.
+        stored: What the files hold: tensors in storage order, by name.
+        tensors: The same, packed weights as one decoded tensor each; ``stored`` itself without any.
         metadata: Text pairs stored beside the tensors.
         notes: Irregularities that were tolerated.
     """
@@ -77,9 +83,13 @@ class Checkpoint:
         self.format, self.kind = location.format, location.kind
         self._pinned = location.pinned
         notes = [f"{name} is not part of the checkpoint" for name in location.unused]
+        self._ordered = lru_cache(REORDERED)(self._put_in_order)
+        self._unpacked = lru_cache(UNPACKED)(self._find_parts)
         names, self._sources, listings = open_listings(location)
         try:
             tensors, self._scattered = merge_listings(names, listings, location.shard_of, notes)
+            self.stored: Mapping[str, TensorInfo] = MappingProxyType(tensors)
+            self.tensors, packed = combine(self.stored, self._quantization, self._read_small)
         except BaseException:
             self.close()
             raise
@@ -87,10 +97,8 @@ class Checkpoint:
             FileInfo(name, source.size, self.place.sha256(name))
             for name, source in zip(names, self._sources, strict=True)
         )
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(tensors)
         self.metadata = {key: text for listing in listings for key, text in listing.metadata.items()}
-        self.notes = tuple(notes)
-        self._ordered = lru_cache(REORDERED)(self._put_in_order)
+        self.notes = (*notes, *packed)
 
     def __enter__(self) -> Self:
         return self
@@ -109,6 +117,15 @@ class Checkpoint:
         names = self.place.names()
         found = [name for name in ("config.json", "adapter_config.json") if name in names]
         return read_json(self.place, found[0], MAX_CONFIG) if found else None
+
+    def _quantization(self) -> Mapping[str, Any]:
+        """What ``config.json`` says about quantisation, of the model or of its text part."""
+        config = self.config or {}
+        for settings in (config, config.get("text_config")):
+            found = settings.get("quantization_config") if isinstance(settings, dict) else None
+            if isinstance(found, dict):
+                return found
+        return {}
 
     @property
     def total_parameters(self) -> int:
@@ -130,15 +147,28 @@ class Checkpoint:
         """What reads a tensor's bytes in order, by positions within its span."""
         if info.in_order:
             return self._sources[info.span.file]
-        return OrderedSource(partial(self._ordered, info.alias_of or info.name), info.span.start)
+        owner = info.alias_of or info.name
+        if info.packed:
+            return PackedSource(info.packed, partial(self._unpacked, owner), info.span.start)
+        return OrderedSource(partial(self._ordered, owner), info.span.start)
 
     def _put_in_order(self, name: str) -> NDArray[np.uint8]:
-        return read_strided(self._sources[self.tensors[name].span.file].read_into, self._scattered[name])
+        return read_strided(self._sources[self.stored[name].span.file].read_into, self._scattered[name])
+
+    def _find_parts(self, name: str) -> Parts:
+        packed = self.tensors[name].packed
+        return Parts(dict(packed.parts if packed else ()), self.source)
+
+    def _read_small(self, info: TensorInfo) -> bytes:
+        out = np.empty(info.nbytes, np.uint8)
+        self.source(info).read_into(info.span.start, out)
+        return out.tobytes()
 
     def words(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """Stored little-endian bytes of values ``start`` to ``stop`` (flat) of one tensor.
 
-        Where values share bytes, all bytes of the blocks that hold these values.
+        Where values share bytes, all bytes of the blocks that hold these values; a packed tensor counts as
+        stored as float32.
         """
         info = self.tensors[name]
         stop = info.numel if stop is None else stop
@@ -150,8 +180,13 @@ class Checkpoint:
         return out
 
     def values(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Values ``start`` to ``stop`` (flat) of one tensor as float32, one-dimensional."""
+        """Values ``start`` to ``stop`` (flat) of one tensor as float32, one-dimensional.
+
+        Raises:
+            PackedFormatUnsupported: The tensor is part of a packed one that cannot be decoded.
+        """
         info = self.tensors[name]
+        info.require_values()
         stop = info.numel if stop is None else stop
         words = self.words(name, start, stop)
         out = np.empty(info.type.count(len(words)), np.float32)
@@ -170,26 +205,36 @@ class Checkpoint:
         return self.values(name, start * columns, stop * columns).reshape(-1, columns)
 
     def blocks(
-        self, names: frozenset[str] | None = None, *, include_integer: bool = False, poison: bool = False
+        self,
+        names: frozenset[str] | None = None,
+        *,
+        include_integer: bool = False,
+        stored: bool = False,
+        poison: bool = False,
     ) -> Iterator[Block]:
         """Deliver every value once, in storage order, in reused buffers.
 
         Args:
             names: Tensors wanted; all when None.
-            include_integer: Deliver tensors that are not weights too.
+            include_integer: Deliver tensors that are not weights too, and parts that cannot be decoded.
+            stored: Deliver everything that is stored, packed tensors by their parts.
             poison: Overwrite buffers before they are reused, so that a stale view shows at once.
 
         Raises:
+            PackedFormatUnsupported: Weights are packed in a way that cannot be decoded.
             SourceChanged: A file was modified while it was read.
             TruncatedFile: A file ends too early.
         """
-        wanted = (
+        everything = stored or include_integer
+        wanted = [
             info
-            for info in self.tensors.values()
+            for info in (self.stored if stored else self.tensors).values()
             if info.alias_of is None
-            and (include_integer or info.is_weight)
+            and (everything or info.is_weight or info.refusal)
             and (names is None or info.name in names)
-        )
+        ]
+        for info in () if everything else wanted:
+            info.require_values()
         yield from read_blocks(self._announce(wanted), poison=poison)
         self.check_unchanged()
 
@@ -203,7 +248,7 @@ class Checkpoint:
 
     def expect(self, number: int, ranges: Iterable[tuple[TensorInfo, int, int]]) -> None:
         """Announce what will be read next of ``files[number]``: tensors, each with a range of its values."""
-        self._sources[number].expect(_byte_runs(ranges))
+        self._sources[number].expect(_byte_runs(number, ranges))
 
     def read_file(self, number: int, start: int, stop: int) -> bytes:
         """Bytes of ``files[number]``, tensor data or not."""
@@ -215,9 +260,13 @@ class Checkpoint:
             source.check_unchanged()
 
 
-def _byte_runs(ranges: Iterable[tuple[TensorInfo, int, int]]) -> Iterator[tuple[int, int]]:
-    """Positions of the bytes that hold ranges of values; a tensor not stored in order is read whole."""
+def _byte_runs(number: int, ranges: Iterable[tuple[TensorInfo, int, int]]) -> Iterator[tuple[int, int]]:
+    """Positions of the bytes that hold ranges of values; what is packed or not in order is read whole."""
     for info, start, stop in ranges:
+        if info.packed:
+            spans = (part.span for _, part in info.packed.parts)
+            yield from sorted((span.start, span.stop) for span in spans if span.file == number)
+            continue
         if info.in_order:
             last = info.type.nbytes(stop + -stop % info.type.block)
             yield info.span.start + info.type.nbytes(start), info.span.start + last

@@ -133,6 +133,12 @@ _KINDS = {
     ),
 }
 _DEFAULT_KIND = {"normalization": "scale", "output": "head"}
+_LATE_KINDS = ("ssm", "head", "scale", "bias", "buffer", "unknown")
+KINDS = (
+    *dict.fromkeys(kind for kinds in _KINDS.values() for kind, _ in kinds if kind not in _LATE_KINDS),
+    *_LATE_KINDS,
+)
+"""Every kind a role can have, in the order people list them."""
 
 _MARKS_OF = {
     pattern: sum(mark for mark, patterns in _MARKS.items() if pattern in patterns.split())

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
-from hilm.errors import EmptySelection, UsageError
+from hilm.errors import EmptySelection, LeaseError, UsageError
+from hilm.weights.blocks import decode_ahead
 from hilm.weights.roles import resolve_layer_types
+from hilm.weights.tensor import BLOCK_VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
     from hilm.weights.checkpoint import Checkpoint
     from hilm.weights.tensor import TensorInfo
+
+OnEscape: TypeAlias = Literal["retire", "error"]
 
 RUN = 64
 """Longest run of consecutive values in a sample."""
@@ -90,9 +94,11 @@ class Selection:
             UnknownLayerType: A filter names no layer type.
             EmptySelection: The filters leave nothing.
             UsageError: ``limit`` is below 1.
+            PackedFormatUnsupported: Weights are packed in a way that cannot be decoded.
         """
         wanted, unwanted = resolve_layer_types(layers or []), resolve_layer_types(exclude_layers or [])
-        weights = [t for t in checkpoint.tensors.values() if t.is_weight and t.alias_of is None]
+        owners = (t for t in checkpoint.tensors.values() if t.alias_of is None)
+        weights = [t for t in owners if t.is_weight or t.refusal]
         chosen = tuple(
             t for t in weights if (not wanted or t.role.type in wanted) and t.role.type not in unwanted
         )
@@ -102,6 +108,8 @@ class Selection:
             raise EmptySelection(
                 f"the layer filters leave no weights of {checkpoint.name}", hint=f"tensors by type: {counts}"
             )
+        for tensor in chosen:
+            tensor.require_values()
         return cls.spread(chosen, limit)
 
     @property
@@ -109,13 +117,16 @@ class Selection:
         """Values selected in all."""
         return sum(self.counts)
 
-    def positions(self, index: int) -> NDArray[np.int64] | None:
-        """Flat ascending positions in tensor number ``index``; None means all of them."""
+    def positions(self, index: int, begin: int = 0, end: int | None = None) -> NDArray[np.int64] | None:
+        """Flat ascending positions in tensor number ``index``, of selected values ``begin`` to ``end``.
+
+        None means that all values of the tensor are selected.
+        """
         size, count = self.tensors[index].numel, self.counts[index]
         if count == size:
             return None
         runs = -(-count // RUN)
-        ordinals = np.arange(count, dtype=np.int64)
+        ordinals = np.arange(begin, count if end is None else end, dtype=np.int64)
         run = ((ordinals + 1) * runs - 1) // count  # run j starts at ordinal ⌊j·count/runs⌋
         return ordinals + run * (size - count) // runs
 
@@ -123,30 +134,58 @@ class Selection:
         """All selected values behind each other, float32."""
         return np.concatenate([np.empty(0, np.float32), *(p.values.copy() for p in self.read(checkpoint))])
 
-    def read(self, checkpoint: Checkpoint) -> Iterator[Piece]:
-        """Deliver the selected values, tensor by tensor in storage order."""
-        whole = {t.name for t, n in zip(self.tensors, self.counts, strict=True) if n == t.numel}
-        if len(whole) == len(self.tensors):
-            for block in checkpoint.blocks(frozenset(whole)):
+    def read(
+        self, checkpoint: Checkpoint, *, threads: int = 1, on_escape: OnEscape = "retire"
+    ) -> Iterator[Piece]:
+        """Deliver the selected values, tensor by tensor in storage order, in pieces of bounded size.
+
+        Args:
+            checkpoint: The checkpoint selected from.
+            threads: Decode whole tensors in so many threads; the pieces are the same.
+            on_escape: What to do when a consumer keeps more arrays than there are buffers: ``retire`` leaves
+                it a buffer and takes a fresh one, ``error`` raises.
+
+        Raises:
+            LeaseError: Arrays were kept, and ``on_escape`` is ``error``.
+        """
+        if sum(self.counts) == sum(t.numel for t in self.tensors):
+            blocks = checkpoint.blocks(frozenset(t.name for t in self.tensors))
+            for block in blocks if threads == 1 else decode_ahead(blocks, threads):
+                if block.escaped and on_escape == "error":
+                    raise LeaseError(f"{block.escaped} were kept", hint="copy what is needed for longer")
                 yield Piece(block.info, block.start, block.values, None, block.last)
             return
         for number, group in groupby(range(len(self.tensors)), key=lambda i: self.tensors[i].span.file):
             indices = list(group)
             checkpoint.expect(number, chain.from_iterable(map(self._runs, indices)))
             for index in indices:
-                info, positions = self.tensors[index], self._places(index)
-                if len(positions):
-                    yield Piece(info, 0, read_positions(checkpoint, info, positions), positions, last=True)
+                info, count = self.tensors[index], self.counts[index]
+                for begin, end, places in self._batches(index):
+                    if places is None:
+                        values = checkpoint.values(info.name, begin, end)
+                    else:
+                        values = read_positions(checkpoint, info, places)
+                    yield Piece(info, begin, values, places, end == count)
 
-    def _places(self, index: int) -> NDArray[np.int64]:
-        positions = self.positions(index)
-        return np.arange(self.tensors[index].numel, dtype=np.int64) if positions is None else positions
+    def _batches(self, index: int) -> Iterator[tuple[int, int, NDArray[np.int64] | None]]:
+        """Selected values of a tensor by number, ``BATCH`` at a time, with their positions."""
+        count = self.counts[index]
+        for begin in range(0, count, BATCH):
+            end = min(begin + BATCH, count)
+            yield begin, end, self.positions(index, begin, end)
 
     def _runs(self, index: int) -> Iterator[tuple[TensorInfo, int, int]]:
         """What reading a tensor's selected values reads."""
-        for part in _clusters(positions := self._places(index)):
-            yield self.tensors[index], int(positions[part[0]]), int(positions[part[-1]]) + 1
+        for begin, end, places in self._batches(index):
+            if places is None:
+                yield self.tensors[index], begin, end
+            else:
+                for part in _clusters(places):
+                    yield self.tensors[index], int(places[part[0]]), int(places[part[-1]]) + 1
 
+
+BATCH = 1 << 16
+"""Values of a sample that are looked up at a time."""
 
 GAP = 16_384
 """Unwanted values between two runs that one read spans: cheaper than a second call."""
@@ -164,6 +203,6 @@ def read_positions(
 
 
 def _clusters(positions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Indices of positions that one read spans; none without positions."""
-    cuts = np.flatnonzero(np.diff(positions) > GAP) + 1
-    return np.split(np.arange(len(positions)), cuts) if len(positions) else []
+    """Indices of positions that one read spans, a megabyte of float32 at most."""
+    jumps = (np.diff(positions) > GAP) | (np.diff(positions // BLOCK_VALUES) > 0)
+    return np.split(np.arange(len(positions)), np.flatnonzero(jumps) + 1)

@@ -5,26 +5,35 @@ Chunks are cut from blocks: a chunk is a view, and costs neither a read nor a co
 
 from __future__ import annotations
 
+import os
 import time
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import count, pairwise, repeat
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from hilm.errors import Cancelled, UsageError
 from hilm.weights.checkpoint import Checkpoint, open_checkpoint
-from hilm.weights.memory import MemoryMonitor
+from hilm.weights.memory import MemoryMonitor, group_limit
+from hilm.weights.progress import StreamingProgress
 from hilm.weights.selection import Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from os import PathLike
+    from threading import Event
 
     from numpy.typing import NDArray
 
-    from hilm.weights.selection import Piece
-    from hilm.weights.tensor import TensorInfo
+    from hilm.weights.real_time import RealTimeEncoder
+    from hilm.weights.selection import OnEscape, Piece
+
+Runs: TypeAlias = tuple[tuple[int, int], ...]
+
+THREADS = 4
+"""Threads at most that decode where ``parallel_processing`` is asked for."""
 
 
 @dataclass
@@ -58,56 +67,11 @@ class StreamingConfig:
         self.max_chunk_size = max(self.max_chunk_size, self.chunk_size)
 
 
-@dataclass(slots=True)
-class StreamingProgress:
-    """Where a stream is. One live object, exact whenever a chunk is delivered.
-
-    Rates are values per second, times seconds, memory MiB of the process without shared pages.
-    """
-
-    model_name: str
-    total_parameters: int
-    processed_parameters: int = 0
-    current_layer: str = ""
-    current_layer_type: str = ""
-    chunks_processed: int = 0
-    chunks_encoded: int = 0
-    memory_usage_mb: float = 0.0
-    peak_memory_mb: float = 0.0
-    layer_type_counts: Counter[str] = field(default_factory=Counter)
-    started: float = field(default_factory=time.perf_counter)
-    finished: float | None = None
-
-    @property
-    def progress_percent(self) -> float:
-        """Share of the values delivered, 0 to 100."""
-        return 100.0 * self.processed_parameters / self.total_parameters if self.total_parameters else 100.0
-
-    @property
-    def elapsed_time(self) -> float:
-        """Seconds since the start, or what the whole stream took."""
-        return (self.finished or time.perf_counter()) - self.started
-
-    @property
-    def processing_rate(self) -> float:
-        """Mean values per second."""
-        return self.processed_parameters / max(self.elapsed_time, 1e-9)
-
-    @property
-    def eta_seconds(self) -> float | None:
-        """Seconds left at the mean rate; None before anything was delivered."""
-        left = self.total_parameters - self.processed_parameters
-        if not left:
-            return 0.0
-        return left / self.processing_rate if self.processed_parameters else None
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkMetadata:
+class ChunkMetadata(NamedTuple):
     """What one chunk is.
 
     ``start_index`` and ``end_index`` are flat positions in the tensor; a sampled chunk lists its half-open
-    ``runs`` between them, a contiguous one has None.
+    ``runs`` between them, a contiguous one has None. ``timestamp`` is when its block was cut into chunks.
     """
 
     chunk_id: int
@@ -122,7 +86,7 @@ class ChunkMetadata:
     block: int | None
     timestamp: float
     memory_mb: float
-    runs: tuple[tuple[int, int], ...] | None = None
+    runs: Runs | None = None
 
 
 class MemoryEfficientParameterStreamer:
@@ -130,23 +94,38 @@ class MemoryEfficientParameterStreamer:
 
     Args:
         config: Sizes, limits and filters.
-        cancel: Asked before every block; a true answer ends the stream with ``Cancelled``.
+        encoder: Is fed every chunk of ``stream``, before the consumer sees it.
+        cancel: An event or a function, asked before every block and chunk; when set or true the stream ends
+            with ``Cancelled``.
+        on_escape: What to do when a consumer keeps the chunks of more than seven blocks: ``retire`` leaves it
+            the buffers and takes fresh ones, ``error`` raises ``LeaseError``.
     """
 
     def __init__(
-        self, config: StreamingConfig | None = None, *, cancel: Callable[[], bool] | None = None
+        self,
+        config: StreamingConfig | None = None,
+        *,
+        encoder: RealTimeEncoder | None = None,
+        cancel: Event | Callable[[], bool] | None = None,
+        on_escape: OnEscape = "retire",
     ) -> None:
         self.config = config or StreamingConfig()
         self.progress: StreamingProgress | None = None
-        self._cancel = cancel
+        self._encoder, self._on_escape = encoder, on_escape
+        self._cancel = cancel if cancel is None or callable(cancel) else cancel.is_set
+        self._adaptive = self.config.adaptive_chunk_sizing
+        if encoder is not None and encoder.sink.requires_fixed_chunks:
+            self._adaptive = False
+        self._limit = min(self.config.max_memory_mb, 0.8 * group_limit())
         self._size = self.config.chunk_size
-        self._calm = 0
-        self._carry = np.empty(0, np.float32)
+        self._calm = self._waiting = 0
 
     def stream(
         self, model: str | PathLike[str] | Checkpoint, *, max_total_params: int | None = None
-    ) -> Iterator[tuple[NDArray[np.float32], ChunkMetadata, StreamingProgress]]:
+    ) -> Generator[tuple[NDArray[np.float32], ChunkMetadata, StreamingProgress], None, None]:
         """Yield ``(values, metadata, progress)`` until every selected value was delivered once.
+
+        Only the last chunk of a tensor may be shorter than the chunk size in force.
 
         Args:
             model: A path, Hub id or URL, or an open checkpoint.
@@ -156,98 +135,158 @@ class MemoryEfficientParameterStreamer:
             UnknownLayerType: A filter names no layer type.
             EmptySelection: The filters leave nothing.
             Cancelled: ``cancel`` said so.
+            EncoderError: The encoder's sink failed.
+            LeaseError: Chunks were kept, and ``on_escape`` is ``error``.
         """
-        if not isinstance(model, Checkpoint):
-            with open_checkpoint(model) as opened:
-                yield from self.stream(opened, max_total_params=max_total_params)
-            return
-        config = self.config
-        selection = Selection.of(model, max_total_params, config.target_layers, config.exclude_layers)
-        progress = self.progress = StreamingProgress(model.name, selection.total)
-        self._carry = np.empty(0, np.float32)
-        progress.layer_type_counts.update(t.role.type for t in selection.tensors)
-        with MemoryMonitor() as monitor:
-            for piece in selection.read(model):
-                if self._cancel is not None and self._cancel():
-                    raise Cancelled(f"cancelled after {progress.processed_parameters:,} values")
-                self._adapt(monitor.current_mb)
-                progress.memory_usage_mb, progress.peak_memory_mb = monitor.current_mb, monitor.peak_mb
-                for values, metadata in self._cut(piece, progress):
-                    yield values, metadata, progress
-        progress.finished = time.perf_counter()
+        encoder, cancel, values, places = self._encoder, self._cancel, _Cutter(), _Cutter()
+        with (
+            self._passing(model, max_total_params) as (checkpoint, pieces, progress),
+            encoder.encoding(checkpoint) if encoder else nullcontext(),
+        ):
+            for piece in pieces:
+                chunks = self._cut(piece, values, places, progress)
+                if encoder:
+                    encoder.put(chunks)
+                    progress.chunks_encoded = encoder.chunks_encoded
+                for chunk, metadata in chunks:
+                    if cancel is not None and cancel():
+                        raise Cancelled(f"cancelled after {progress.processed_parameters:,} values")
+                    progress.chunks_processed += 1
+                    progress.processed_parameters += metadata.parameter_count
+                    yield chunk, metadata, progress
+        progress.chunks_encoded = encoder.chunks_encoded if encoder else 0
 
     stream_model_parameters = stream
 
-    def _adapt(self, used_mb: float) -> None:
-        """Halve above 90 % of the limit; double after two looks below 50 %."""
+    def stream_blocks(
+        self, model: str | PathLike[str] | Checkpoint, *, max_total_params: int | None = None
+    ) -> Generator[tuple[Piece, StreamingProgress], None, None]:
+        """Yield the same values by block, for consumers to whom chunks mean nothing: statistics, copies.
+
+        What is computed by block depends neither on the chunk size nor on memory; chunks are only counted.
+        Takes and raises what ``stream`` does; no encoder is fed.
+        """
+        with self._passing(model, max_total_params) as (_, pieces, progress):
+            for piece in pieces:
+                progress.chunks_processed += len(self._ends(piece))
+                progress.processed_parameters += len(piece.values)
+                yield piece, progress
+
+    @contextmanager
+    def _passing(
+        self, model: str | PathLike[str] | Checkpoint, limit: int | None
+    ) -> Iterator[tuple[Checkpoint, Iterator[Piece], StreamingProgress]]:
+        """One pass: the checkpoint open, memory watched, progress begun and in the end finished."""
         config = self.config
-        if not config.adaptive_chunk_sizing:
+        self._size, self._calm, self._waiting = config.chunk_size, 0, 0
+        with ExitStack() as stack:
+            opened = nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model)
+            checkpoint = stack.enter_context(opened)
+            selection = Selection.of(checkpoint, limit, config.target_layers, config.exclude_layers)
+            progress = self.progress = StreamingProgress(checkpoint.name, selection.total)
+            progress.layer_type_counts.update(t.role.type for t in selection.tensors)
+            monitor = stack.enter_context(MemoryMonitor())
+            progress.memory_usage_mb, progress.peak_memory_mb = monitor.current_mb, monitor.peak_mb
+            if monitor.current_mb > self._limit:
+                progress.notes.append(
+                    f"limit-below-baseline: of {self._limit:,.0f} MiB, {monitor.current_mb:,.0f} were taken "
+                    "before the stream began"
+                )
+                self._size = config.min_chunk_size if self._adaptive else self._size
+            yield checkpoint, self._pieces(checkpoint, selection, monitor, progress), progress
+        progress.memory_usage_mb, progress.peak_memory_mb = monitor.current_mb, monitor.peak_mb
+        progress.finished = time.perf_counter()
+
+    def _pieces(
+        self,
+        checkpoint: Checkpoint,
+        selection: Selection,
+        monitor: MemoryMonitor,
+        progress: StreamingProgress,
+    ) -> Iterator[Piece]:
+        """Selected values, with a look at cancellation, memory and rate before each piece is used."""
+        threads = min(THREADS, os.cpu_count() or 1) if self.config.parallel_processing else 1
+        samples = 0
+        for piece in selection.read(checkpoint, threads=threads, on_escape=self._on_escape):
+            if self._cancel is not None and self._cancel():
+                raise Cancelled(f"cancelled after {progress.processed_parameters:,} values")
+            if monitor.samples != samples:
+                samples = monitor.samples
+                self._adapt(monitor.current_mb)
+            if self.config.enable_progress:
+                progress.refresh(monitor)
+            progress.current_layer, progress.current_layer_type = piece.info.name, piece.info.role.type
+            piece.values.flags.writeable = False
+            yield piece
+
+    def _adapt(self, used_mb: float) -> None:
+        """Halve above 90 % of the limit; double after two samples below 50 %."""
+        if not self._adaptive:
             return
-        if used_mb > 0.9 * config.max_memory_mb:
-            self._size, self._calm = max(self._size // 2, config.min_chunk_size), 0
-        elif used_mb < 0.5 * config.max_memory_mb:
+        if used_mb > 0.9 * self._limit:
+            self._size, self._calm = max(self._size // 2, self.config.min_chunk_size), 0
+        elif used_mb < 0.5 * self._limit:
             self._calm += 1
             if self._calm >= 2:
-                self._size, self._calm = min(self._size * 2, config.max_chunk_size), 0
+                self._size, self._calm = min(self._size * 2, self.config.max_chunk_size), 0
         else:
             self._calm = 0
 
-    def _cut(
-        self, piece: Piece, progress: StreamingProgress
-    ) -> Iterator[tuple[NDArray[np.float32], ChunkMetadata]]:
-        """Cut selected values into chunks.
+    def _ends(self, piece: Piece) -> Sequence[int]:
+        """Where chunks end in a piece; what follows the last end waits for the next piece.
 
         A chunk that would straddle two pieces waits for the second: only a tensor's last may be short.
         """
-        info, values, begin = piece.info, piece.values, 0
-        progress.current_layer, progress.current_layer_type = info.name, info.role.type
-        while begin < len(values):
-            carried = len(self._carry)
-            part = values[begin : begin + max(self._size - carried, 1)]
-            origin = piece.start + begin - carried
-            begin += len(part)
-            if carried:
-                part = np.concatenate([self._carry, part])
-                self._carry = part[:0]
-            if len(part) < self._size and begin == len(values) and not piece.last:
-                self._carry = part.copy()
-                return
-            places = None if piece.positions is None else piece.positions[origin : origin + len(part)]
-            yield part, self._describe(info, origin, part, places, progress)
+        stop = len(piece.values)
+        ends = range(max(self._size - self._waiting, 1), stop + 1, self._size)
+        left = stop - ends[-1] if ends else stop + self._waiting
+        self._waiting = 0 if piece.last else left
+        return [*ends, stop] if piece.last and left else ends
 
-    def _describe(
-        self,
-        info: TensorInfo,
-        origin: int,
-        part: NDArray[np.float32],
-        place: NDArray[np.int64] | None,
-        progress: StreamingProgress,
-    ) -> ChunkMetadata:
-        part.flags.writeable = False
-        start, end, runs = origin, origin + len(part), None
-        if place is not None:
-            start, end, runs = int(place[0]), int(place[-1]) + 1, as_runs(place)
-        number = progress.chunks_processed
-        progress.chunks_processed += 1
-        progress.processed_parameters += len(part)
-        return ChunkMetadata(
-            number, info.name, info.role.type, len(part), self._size, start, end, info.shape, info.dtype,
-            info.role.block, time.time(), progress.memory_usage_mb, runs,
+    def _cut(
+        self, piece: Piece, values: _Cutter, places: _Cutter, progress: StreamingProgress
+    ) -> list[tuple[NDArray[np.float32], ChunkMetadata]]:
+        info, start = piece.info, piece.start - self._waiting
+        edges = [0, *self._ends(piece)]
+        parts = values.cut(piece.values, edges)
+        runs: list[Runs | None]
+        if piece.positions is None:
+            stops = [piece.start + edge for edge in edges[1:]]
+            starts, runs = [start, *stops[:-1]], [None] * len(parts)
+        else:
+            spots = places.cut(piece.positions, edges)
+            starts, stops = [int(p[0]) for p in spots], [int(p[-1]) + 1 for p in spots]
+            runs = [as_runs(p) for p in spots]
+        metadata = zip(
+            count(progress.chunks_processed), repeat(info.name), repeat(info.role.type), map(len, parts),
+            repeat(self._size), starts, stops, repeat(info.shape), repeat(info.dtype),
+            repeat(info.role.block), repeat(time.time()), repeat(progress.memory_usage_mb), runs,
         )  # fmt: skip
+        return list(zip(parts, map(ChunkMetadata._make, metadata), strict=True))
 
     def get_streaming_statistics(self) -> dict[str, Any]:
         """The nine documented figures of the current or last stream; empty before the first."""
-        progress = self.progress
-        if progress is None:
-            return {}
-        names = (
-            "model_name", "progress_percent", "processed_parameters", "total_parameters", "chunks_encoded",
-            "processing_rate", "elapsed_time", "memory_usage_mb", "current_layer",
-        )  # fmt: skip
-        return {name: getattr(progress, name) for name in names}
+        return self.progress.figures() if self.progress else {}
 
 
-def as_runs(positions: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+class _Cutter:
+    """Cuts arrays that arrive in pieces; what one piece leaves begins the first part of the next."""
+
+    def __init__(self) -> None:
+        self._left: list[NDArray[Any]] = []
+
+    def cut(self, array: NDArray[Any], edges: list[int]) -> list[NDArray[Any]]:
+        parts = [array[start:stop] for start, stop in pairwise(edges)]
+        if parts and self._left:
+            parts[0] = np.concatenate([*self._left, parts[0]])
+            parts[0].flags.writeable = False
+            self._left.clear()
+        if edges[-1] < len(array):
+            self._left.append(array[edges[-1] :].copy())
+        return parts
+
+
+def as_runs(positions: NDArray[np.int64]) -> Runs:
     """Ascending positions as half-open runs of consecutive ones."""
     breaks = np.flatnonzero(np.diff(positions) != 1) + 1
     starts, stops = np.r_[0, breaks], np.r_[breaks, len(positions)] - 1

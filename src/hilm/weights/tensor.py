@@ -1,4 +1,4 @@
-"""One stored tensor: where its bytes are, what it does, and how it is cut into blocks."""
+"""One tensor: where its bytes are, what it does, and how it is cut into blocks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hilm.errors import PackedFormatUnsupported
 from hilm.weights.dtypes import DTYPES, DType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from hilm.weights.packed_schemes import Packed
     from hilm.weights.roles import Role
 
 BLOCK_VALUES = 1 << 18
@@ -80,16 +82,18 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One stored tensor.
+    """One tensor, as stored or as decoded from several that are stored.
 
     Attributes:
         name: As stored.
-        dtype: Such as ``BF16`` or ``Q4_K``; a name of ``DTYPES``.
-        shape: As stored; ``()`` is a scalar.
-        span: Where its bytes are.
+        dtype: A name of ``DTYPES`` such as ``BF16`` or ``Q4_K``; of a packed tensor the scheme, ``GPTQ4``.
+        shape: As stored, of a packed tensor as decoded; ``()`` is a scalar.
+        span: Where its bytes are; of a packed tensor those of its codes.
         role: What it does in the model.
         alias_of: Another name of the same bytes, which is the one that is read.
-        in_order: Whether the stored bytes are the values in order, which strided views are not.
+        in_order: Whether the stored bytes are the values in order: not if strided or packed.
+        packed: How to decode it from its parts; None if it is stored as it is.
+        refusal: Why it, a part of something packed, cannot be decoded; empty for all other tensors.
     """
 
     name: str
@@ -99,11 +103,20 @@ class TensorInfo:
     role: Role
     alias_of: str | None = None
     in_order: bool = True
+    packed: Packed | None = field(default=None, compare=False)
+    refusal: str = ""
 
     @property
     def type(self) -> DType:
-        """The element type."""
-        return DTYPES[self.dtype]
+        """The element type; packed tensors are read as float32."""
+        return DTYPES["F32" if self.packed else self.dtype]
+
+    @property
+    def stated_bits(self) -> int | None:
+        """Bits of a quantised value where scheme or type state them, else None."""
+        if self.packed:
+            return self.packed.bits
+        return self.type.bits if self.type.kind == "block" else None
 
     @property
     def numel(self) -> int:
@@ -112,13 +125,20 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its values as they are stored."""
+        """Bytes of its values as they are stored, with all that decoding them needs."""
+        if self.packed:
+            return sum(part.nbytes for _, part in self.packed.parts)
         return self.type.nbytes(self.numel)
 
     @property
     def is_weight(self) -> bool:
         """Whether its values are weights that can be decoded: floating, complex or quantised."""
-        return self.type.is_weight
+        return self.type.is_weight and not self.refusal
+
+    def require_values(self) -> None:
+        """Raise ``PackedFormatUnsupported`` if it is a part of something that cannot be decoded."""
+        if self.refusal:
+            raise PackedFormatUnsupported(f"{self.name}: {self.refusal}")
 
     @property
     def matrices(self) -> tuple[int, int, int]:
