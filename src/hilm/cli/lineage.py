@@ -68,14 +68,16 @@ def drawn(document: Document) -> str:
 
 @click.command(cls=options.Command, examples=("hilm dedupe", "hilm dedupe --storage-dir experiment_1 --json"))
 @click.option("--all", "everything", is_flag=True, help="List every model.")
+@click.option("--measure", is_flag=True, help="Write the deltas, to a temporary place, and measure them.")
 @options.storage_dir
 @options.switches
-def dedupe(*, everything: bool, storage_dir: Path | None) -> None:
+def dedupe(*, everything: bool, measure: bool, storage_dir: Path | None) -> None:
     """Show which models are there twice, or nearly, and what keeping differences instead would save.
 
-    Nothing is deleted. Savings of near duplicates are estimated from fingerprints.
+    Nothing is deleted. Savings of near duplicates are estimated from fingerprints unless measured.
     """
-    document = hilm.Store(storage_dir).dedupe()
+    with output.progress() as progress:
+        document = hilm.Store(storage_dir).dedupe(measure=measure, progress=progress)
     output.emit(document, lambda result: repeated(result, everything=everything))
 
 
@@ -95,6 +97,7 @@ def repeated(document: Document, *, everything: bool) -> str:
                 size(entry["bytes"]),
                 f"{entry['bits_per_weight_estimate']:.1f}",
                 share(entry["saved_estimate"], entry["bytes"]),
+                output.ABSENT if entry["saved"] is None else share(entry["saved"], entry["bytes"]),
             ]
             for entry in near
         ]
@@ -105,8 +108,9 @@ def repeated(document: Document, *, everything: bool) -> str:
             ">size",
             ">bits/weight (est.)",
             ">saved (est.)",
+            ">measured",
         ]
         lines += ["", table(columns, rows), *more(len(document["near"]), len(near), "--all lists them")]
     total = f"{size(document['exact_bytes'])} in exact duplicates; about "
-    total += f"{size(document['near_bytes_estimate'])} more if hilm kept only differences (estimated)"
+    total += f"{size(document['near_bytes'])} more if only differences were kept"
     return "\n".join([*lines, "", total]) if lines else "nothing is there twice"

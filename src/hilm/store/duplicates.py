@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from hilm.errors import InputError, NetworkError
+from hilm.reel.delta_base import CheckpointBase
+from hilm.reel.delta_encoder import encode_delta
 from hilm.store.genealogy import survey
+from hilm.weights import open_checkpoint
 
 if TYPE_CHECKING:
     from hilm.lineage.schema import Row
@@ -14,15 +20,15 @@ if TYPE_CHECKING:
     from hilm.store.reading import Progress
     from hilm.store.store import Store
 
-SMOOTH = ("fine-tune", "merge", "shares-ancestor", "subset", "dtype-cast")
-"""Relations whose difference is small numbers; what was quantised or pruned is smaller by itself."""
+SMOOTH = ("fine-tune", "merge", "shares-ancestor", "subset")
+"""Relations whose difference is small numbers of the same type."""
 
 SPREAD = 9.0
-"""The difference of normal weights at relative distance e takes log2(1 + 9 · e · 2^p) bits at p bits of precision:
-within 0.3 bits of the entropy counted in BF16, F16 and F32 from e = 0.0003 to 0.3."""
+"""The difference of normal weights at relative distance e takes log2(1 + 9 · e · 2^p) bits at p bits of
+precision: within 0.3 bits of the entropy counted in BF16, F16 and F32 from e = 0.0003 to 0.3."""
 
 
-def find_duplicates(store: Store, progress: Progress) -> dict[str, Any]:
+def find_duplicates(store: Store, *, measure: bool, progress: Progress) -> dict[str, Any]:
     """See ``Store.dedupe``."""
     models, prints, _, graph = survey(store, None, progress)
     rows = [row for row in models if row is not None]
@@ -34,12 +40,28 @@ def find_duplicates(store: Store, progress: Progress) -> dict[str, Any]:
     best: dict[str, dict[str, Any]] = {}
     for entry in sorted(near, key=lambda n: -n["saved_estimate"]):  # of a merge, the parent that saves most
         best.setdefault(entry["model"], entry)
+    if measure:
+        places = {row["name"]: row["uri"] for row in rows}
+        for done, entry in enumerate(best.values()):
+            progress(done, len(best), entry["model"])
+            entry["saved"] = _measure(places[entry["model"]], places[entry["base"]], entry["bytes"])
     return {
         "exact": exact,
         "near": list(best.values()),
         "exact_bytes": sum(group["saved"] for group in exact),
-        "near_bytes_estimate": sum(entry["saved_estimate"] for entry in best.values()),
+        "near_bytes": sum(e["saved_estimate"] if e["saved"] is None else e["saved"] for e in best.values()),
     }
+
+
+def _measure(model: str, base: str, size: int) -> int | None:
+    """Bytes that a delta reel is smaller by, found by writing it; None if weights are not there any more."""
+    try:
+        with open_checkpoint(model) as child, open_checkpoint(base) as parent, TemporaryDirectory() as folder:
+            out = Path(folder) / "delta.reel.mp4"
+            encode_delta(child, out, CheckpointBase(parent), preview=False)
+            return size - out.stat().st_size
+    except (InputError, NetworkError):
+        return None
 
 
 def _counts(edge: Edge) -> bool:
@@ -71,6 +93,7 @@ def _near(row: Row, parent: Print, child: Print, edge: Edge) -> dict[str, Any]:
         "identical_share": same,
         "bits_per_weight_estimate": bits,
         "saved_estimate": round(row["bytes"] * (1 - bits / stored)) if stored else 0,
+        "saved": None,
     }
 
 

@@ -241,20 +241,24 @@ class Store:
 
         return lineage_of(self, model, picture, progress)
 
-    def dedupe(self, *, progress: Progress = no_progress) -> dict[str, Any]:
-        """Find models that are there more than once, by fingerprints alone; nothing is deleted.
+    def dedupe(self, *, measure: bool = False, progress: Progress = no_progress) -> dict[str, Any]:
+        """Find models that are there more than once, by fingerprints; nothing is deleted.
+
+        Args:
+            measure: Write a delta reel of each near duplicate, and throw it away, to know its size.
+            progress: Called as they are measured.
 
         Returns:
             ``exact``: groups of equal values (models, bytes, saved); ``near``: models that differ little from
-            another (model, base, relation, bytes, identical_share, bits_per_weight_estimate, saved_estimate);
-            ``exact_bytes`` and ``near_bytes_estimate``: sums of what would be saved.
+            another (model, base, relation, bytes, identical_share, bits_per_weight_estimate, saved_estimate,
+            and saved where it was measured); ``exact_bytes`` and ``near_bytes``: sums.
 
         Raises:
             UsageError: Too many models for one graph.
         """
         from hilm.store.duplicates import find_duplicates  # noqa: PLC0415 - only this needs it
 
-        return find_duplicates(self, progress)
+        return find_duplicates(self, measure=measure, progress=progress)
 
     def locate(self, model: str | PathLike[str]) -> str:
         """Where the model of that name was when it was taken in; a path, Hub id or URL as it is.
