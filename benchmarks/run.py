@@ -27,6 +27,7 @@ BENCHMARKS = (
     "archive",
     "small",
     "delta",
+    "corruption",
     "fingerprint",
     "units",
     "search",

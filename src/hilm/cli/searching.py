@@ -110,7 +110,9 @@ def found(document: Document) -> str:
     matches = document["matches"]
     heading = f"{clean(document['query'])}, by {document['method']}"
     if not matches:
-        return f"{heading}\n\nno relatives in this store; hilm list shows what it holds"
+        nothing = "no relatives in this store; hilm list shows what it holds"
+        return "\n".join([heading, "", nothing, *adapted(document)])
+    told = [matches[0], *(match for match in matches if match["relation"] == "merge")]
     return "\n".join(
         [
             heading,
@@ -130,9 +132,24 @@ def found(document: Document) -> str:
                 ],
             ),
             "",
-            clean(matches[0]["sentence"]),
+            *(clean(text) for text in dict.fromkeys(match["sentence"] for match in told)),
+            *adapted(document),
         ]
     )
+
+
+def adapted(document: Document) -> list[str]:
+    """Write what an unmerged adapter fits, and which models differ by it."""
+    if "adapter" not in document:
+        return []
+    names = [clean(name) for name in document["adapter"]["compatible"]]
+    lines = [f"an unmerged adapter; by shape it fits {', '.join(names[:ROWS]) or 'no model of this store'}"]
+    lines += [
+        f"{clean(pair['model'])} differs from {clean(pair['base'])} by this adapter "
+        f"(cosine {pair['cosine']:.2f}, p {chance(pair['p_value'])})"
+        for pair in document["adapter"]["applied"][:ROWS]
+    ]
+    return lines
 
 
 @click.command(

@@ -1,0 +1,330 @@
+"""Several parents: which models were merged into one, and in what proportion.
+
+Sums of sign sketches are nearly linear in the weights of close relatives: the average of two models lies half
+way between their sketches. Of a merge layer by layer every matrix tells its own parent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from hilm.lineage.search import COMPARED, akin, cosine
+from hilm.lineage.sketch import RUNS
+from hilm.lineage.tables import evenly
+from hilm.lineage.verdict import PRUNED_SHARE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from hilm.lineage.search import Print
+    from hilm.lineage.verdict import Verdict
+
+NEAREST = 24  # relatives tried as parents: every two and every three of them
+MOST_PARENTS = 8
+LINEAR = 0.15  # distance from an average over that to the nearest parent, at most
+PART = 0.05  # smallest weight of a parent; share of the way from the base that every parent must explain
+MIXED = 0.75  # share of the way from the base that parents may leave unexplained
+BEYOND_SIBLINGS = (
+    0.8  # the same, over what a sibling as similar to them as they are to each other would leave
+)
+NEARER = 0.9  # distance to what a mixture explains over that to the nearest relative, at most
+APART = -0.1  # correlation of two parents given the child; models that descend from it have 0, siblings more
+STRAIGHT = 0.1  # how far a parent's way must be from having all of the child's in it, as descendants do
+CENTRAL = 1.2  # distance of a parent to the base over that to another parent, at most
+VOTES = (
+    0.1  # share of the matrices that a parent explains alone, at least, and all leave unexplained, at most
+)
+SIBLING = 0.5  # sketch cosine of models whose weights can be averaged, at least
+WHOLE = 1.05  # largest weight of a parent; what lies further out is no merge
+CLOSE = 0.95  # sketch cosine of models whose matrices are all each other's relatives
+RIDGE = 1e-10
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """What one model was merged from.
+
+    Attributes:
+        kind: ``linear``: a weighted average; ``nonlinear``: of these parents, but no average, or trained
+            further; ``layers``: whole matrices of one or another.
+        parents: Numbers of the candidates, the heaviest first.
+        weights: Their weights in a linear merge (what is missing from 1 is the base's); the share of the
+            matrices that came from each in a merge by layers; none otherwise.
+        error: Standard error of the weights of a linear merge.
+        base: The one that the parents of a nonlinear merge come from.
+        residual: What is left unexplained, as a share of the distance to the nearest parent (linear), to the
+            base (nonlinear), or of the matrices (layers).
+    """
+
+    kind: Literal["linear", "nonlinear", "layers"]
+    parents: tuple[int, ...]
+    weights: tuple[float, ...] | None
+    error: float | None
+    residual: float
+    base: int | None = None
+
+
+def find_merge(
+    child: NDArray[np.float64], candidates: NDArray[np.float64], older: Sequence[int] | None = None
+) -> Merge | None:
+    """Explain a sketch as a merge of others, or not at all.
+
+    A nonlinear merge, its parents and their base are like the corners of a square: each might be the merge of
+    its neighbours.
+
+    Args:
+        child: float64 [1024], unrounded.
+        candidates: float64 [k, 1024], relatives with the same matrices, no copies of the child among them; at
+            most ``NEAREST``.
+        older: Numbers of the candidates that may be parents or base of a nonlinear merge; all by default.
+    """
+    ways = candidates - child
+    gram = ways @ ways.T
+    return _find_average(gram) or _find_mixture(gram, range(len(gram)) if older is None else older)
+
+
+def _find_average(gram: NDArray[np.float64]) -> Merge | None:
+    """The smallest set whose weighted average is the child: of two, three, then one more at a time.
+
+    Args:
+        gram: Inner products of the ways from the child to the candidates.
+    """
+    sets: list[tuple[int, ...]] = list(combinations(range(len(gram)), 2))
+    for size in range(2, min(len(gram), MOST_PARENTS) + 1):
+        weights, residuals = _average(gram, np.array(sets))
+        best = int(np.where((weights > 0).sum(axis=1) >= 2, residuals, np.inf).argmin())
+        kept = [k for k, weight in zip(sets[best], weights[best], strict=True) if abs(weight) >= PART]
+        if size > 2 and 2 <= len(kept) < len(sets[best]):  # what counts for nothing was only in the way
+            sets = [tuple(kept)]
+            weights, residuals, best = *_average(gram, np.array(sets)), 0
+        found = _describe_average(gram, np.array(sets[best]), weights[best], float(residuals[best]))
+        if found is not None:
+            return found
+        grown = [(*sets[best], k) for k in range(len(gram)) if k not in sets[best]]
+        sets = list(combinations(range(len(gram)), 3)) if size == 2 else grown
+    return None
+
+
+def _average(
+    gram: NDArray[np.float64], sets: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weights of sum 1 that bring each set nearest to the child, and what distance they leave."""
+    parts = gram[sets[:, :, None], sets[:, None, :]]
+    scale = np.trace(parts, axis1=1, axis2=2)[:, None, None]
+    inverse = np.linalg.inv(parts + RIDGE * np.maximum(scale, 1e-30) * np.eye(sets.shape[1]))
+    total = inverse.sum(axis=(1, 2))
+    return inverse.sum(axis=2) / total[:, None], np.sqrt(1 / np.maximum(total, 1e-30))
+
+
+def _describe_average(
+    gram: NDArray[np.float64], chosen: NDArray[np.int64], weights: NDArray[np.float64], residual: float
+) -> Merge | None:
+    """The merge, if the average is near enough to the child and no part of it negligible."""
+    order = [int(i) for i in np.argsort(-weights, kind="stable") if weights[i] > 0]
+    parents, heavy = tuple(int(chosen[i]) for i in order), tuple(float(weights[i]) for i in order)
+    nearest = float(np.sqrt(np.diagonal(gram)[list(parents)].min()))
+    if len(parents) < 2 or np.abs(weights).min() < PART or heavy[0] > WHOLE or residual > LINEAR * nearest:
+        return None
+    part = gram[np.ix_(chosen, chosen)]
+    spread = part - part.mean(axis=0) - part.mean(axis=1)[:, None] + part.mean()  # about the set's middle
+    error = residual * np.sqrt(np.diagonal(np.linalg.pinv(spread)).max() / (RUNS - len(chosen)))
+    return Merge("linear", parents, heavy, float(error), residual / nearest)
+
+
+def _find_mixture(gram: NDArray[np.float64], older: Sequence[int]) -> Merge | None:
+    """Siblings and a base that explain enough of the child, but not as siblings or descendants would."""
+    found, least = None, np.inf
+    nearest = float(np.sqrt(np.diagonal(gram).min(initial=np.inf)))
+    for base in older:
+        row = gram[base]
+        tasks = gram - row - row[:, None] + row[base]  # products of the ways from the base
+        toward, reach = row[base] - row, float(row[base])  # theirs with the child's, and its square
+        for pair in combinations([k for k in older if k != base], 2):
+            residual = _mixture_residual(tasks[np.ix_(pair, pair)], toward[list(pair)], reach)
+            if residual is None or residual * np.sqrt(reach) > NEARER * nearest:
+                continue
+            own = np.diagonal(tasks)[list(pair)]
+            central = own.max() / (own.sum() - 2 * tasks[pair])  # three models alone do not tell their base
+            if residual * np.sqrt(reach) * (1 + PART * central) < least:
+                least = residual * np.sqrt(reach) * (1 + PART * central)
+                found = replace(_grow_mixture(list(pair), older, tasks / reach, toward / reach), base=base)
+    return found
+
+
+def _grow_mixture(
+    parents: list[int], older: Sequence[int], tasks: NDArray[np.float64], toward: NDArray[np.float64]
+) -> Merge:
+    """Add parents as long as each explains enough; products are in units of the child's squared way."""
+    residual = _fit(parents, tasks, toward)
+    while len(parents) < MOST_PARENTS:
+        more = [[*parents, k] for k in older if k not in parents and tasks[k, k] > 0]
+        left = [_fit(chosen, tasks, toward) for chosen in more]
+        if not left or min(left) > residual - PART:
+            break
+        residual = min(left)
+        parents = more[left.index(residual)]
+    return Merge("nonlinear", tuple(parents), None, None, residual)
+
+
+def _fit(parents: list[int], tasks: NDArray[np.float64], toward: NDArray[np.float64]) -> float:
+    """What the best combination of tasks leaves; 1 if it is none of parts."""
+    weights = np.linalg.pinv(tasks[np.ix_(parents, parents)]) @ toward[parents]
+    rest = float(np.sqrt(max(0.0, 1 - float(weights @ toward[parents]))))
+    return rest if weights.min() >= PART and weights.max() <= WHOLE else 1.0
+
+
+def _mixture_residual(tasks: NDArray[np.float64], toward: NDArray[np.float64], reach: float) -> float | None:
+    """Share of the child's way from the base that two task vectors leave; None if they are not its parents.
+
+    Args:
+        tasks: Inner products of the two task vectors.
+        toward: Theirs with the child's.
+        reach: The child's with itself.
+    """
+    own = np.diagonal(tasks)
+    apart = own.sum() - 2 * tasks[0, 1]
+    singular = tasks[0, 1] ** 2 >= (1 - PART**2) * own.prod()
+    if reach <= 0 or singular or own.max() > CENTRAL**2 * apart:
+        return None
+    weights = np.linalg.solve(tasks, toward)
+    left = max(0.0, 1 - float(weights @ toward) / reach)
+    alone = 1 - toward**2 / own / reach  # what each leaves without the other
+    alike = tasks[0, 1] / np.sqrt(own.prod())
+    sibling = np.sqrt(max(0.0, 1 - 2 * alike**2 / (1 + alike))) if alike > 0 else 1.0
+    residual = float(np.sqrt(left))
+    if weights.min() < PART or weights.max() > WHOLE or residual > min(MIXED, BEYOND_SIBLINGS * sibling):
+        return None
+    given = tasks - np.outer(toward, toward) / reach
+    correlation = given[0, 1] / np.sqrt(max(float(np.diagonal(given).prod()), 1e-30))
+    straight = abs(float((toward / reach).mean()) - 1) <= STRAIGHT
+    useful = np.sqrt(np.maximum(alone, 0)).min() - residual >= PART
+    return residual if useful and (correlation < APART or not straight) else None
+
+
+def find_layers(votes: Sequence[frozenset[int]]) -> Merge | None:
+    """Explain a model as whole matrices of several, or not at all.
+
+    Args:
+        votes: For every matrix the candidates it came from, the nearest model being number 0: those that
+            have it exactly, or without any those that it is a relative of.
+    """
+    parents: list[int] = []
+    counts: list[int] = []
+    left = [vote for vote in votes if vote]
+    while left and len(parents) < MOST_PARENTS:
+        best = max(sorted(frozenset().union(*left)), key=lambda c: sum(c in vote for vote in left))
+        count = sum(best in vote for vote in left)
+        if count < VOTES * len(votes):
+            break
+        parents.append(best)
+        counts.append(count)
+        left = [vote for vote in left if best not in vote]
+    if len(parents) < 2 or sum(counts) < (1 - VOTES) * len(votes):
+        return None
+    shares = tuple(count / len(votes) for count in counts)
+    return Merge("layers", tuple(parents), shares, None, 1 - sum(shares))
+
+
+def find_parents(child: Print, relatives: Sequence[Print]) -> Merge | None:
+    """What a model was merged from, by fingerprints alone.
+
+    Args:
+        child: The model; a quantised or pruned one tells nothing.
+        relatives: Models it is established to be related to.
+
+    Returns:
+        The merge; parents are numbers of relatives.
+    """
+    if _is_worn(child):
+        return None
+    start = child.sums[0]
+    useful = [i for i, p in enumerate(relatives) if p.rounded != child.rounded and not _is_worn(p)]
+    useful.sort(key=lambda i: float(np.linalg.norm(relatives[i].sums[0] - start)))
+    near = list({relatives[i].rounded: i for i in reversed(useful)}.values())[::-1][:NEAREST]
+    merge = find_layers(_votes(child, [relatives[i] for i in near])) if near else None
+    if merge is None:
+        near = [i for i in near if _is_sibling(child, relatives[i])]
+        followers = _followers(np.stack([start, *(p.sums[0] for p in relatives)]))
+        older = [k for k, i in enumerate(near) if followers[i + 1] >= followers[0]]
+        merge = find_merge(start, np.array([relatives[i].sums[0] for i in near]).reshape(-1, RUNS), older)
+    if merge is None:
+        return None
+    base = near[merge.base] if merge.base is not None else None
+    return replace(merge, parents=tuple(near[k] for k in merge.parents), base=base)
+
+
+def _followers(sums: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many of the others each is nearest to: what came earlier has more around it."""
+    distances = np.stack([np.square(sums - row).sum(axis=1) for row in sums])
+    np.fill_diagonal(distances, np.inf)
+    return np.bincount(distances.argmin(axis=1), minlength=len(sums))
+
+
+def _is_sibling(child: Print, other: Print) -> bool:
+    """Whether an average of the two could make sense: equal shapes, and basis vectors in common."""
+    near = cosine(child.sums[0], other.sums[0])
+    return child.side().shapes == other.side().shapes and near is not None and near >= SIBLING
+
+
+def as_merge(judged: Verdict, child: str, merge: Merge, parents: Sequence[str]) -> Verdict:
+    """The verdict on a model and one of its parents; facts about values stay as they are."""
+    if judged.relation in {"identical", "subset", "dtype-cast"}:
+        return judged
+    details = judged.details | {"merge": details_of(merge, child, parents)}
+    return replace(judged, relation="merge", details=details, sentence=sentence_of(merge, child, parents))
+
+
+def details_of(merge: Merge, child: str, parents: Sequence[str]) -> dict[str, Any]:
+    """What is known of a merge, as data."""
+    weights = merge.weights or (None,) * len(parents)
+    return {
+        "model": child,
+        "kind": merge.kind,
+        "parents": [{"model": p, "weight": w} for p, w in zip(parents, weights, strict=True)],
+        "weight_error": merge.error,
+        "residual": merge.residual,
+    }
+
+
+def sentence_of(merge: Merge, child: str, parents: Sequence[str]) -> str:
+    """The same for people."""
+    if merge.weights is None:
+        names = f"{', '.join(parents[:-1])} and {parents[-1]}"
+        return f"{child} is a merge of {names}, not linear or trained further"
+    parts = [f"{name} ({weight:.0%})" for name, weight in zip(parents, merge.weights, strict=True)]
+    how = "a merge by layers" if merge.kind == "layers" else "a weighted average"
+    return f"{child} is {how} of {', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _is_worn(model: Print) -> bool:
+    """Whether values were quantised or pruned: a step that is not undone."""
+    return model.side().bits is not None or (model.side().zeros or 0.0) >= PRUNED_SHARE
+
+
+def _votes(child: Print, candidates: Sequence[Print]) -> list[frozenset[int]]:
+    """For every matrix the candidates that have it exactly; else those with a relative of it.
+
+    Relatives count only where no candidate is close as a whole: between siblings they tell nothing.
+    """
+    rows = child.matrices[evenly(0, len(child.matrices) - 1, min(COMPARED, len(child.matrices)))]
+    exact = np.array([np.isin(_halves(child, rows), _halves(p, p.matrices)) for p in candidates])
+    exact = exact.reshape(len(candidates), len(rows))
+    related = np.zeros_like(exact)
+    if all((cosine(child.sums[0], p.sums[0]) or 0.0) < CLOSE for p in candidates):
+        related[:] = [akin(rows, p.matrices).any(axis=1) for p in candidates]
+    votes = np.where(exact.any(axis=0), exact, related)
+    return [frozenset(np.flatnonzero(column).tolist()) for column in votes.T]
+
+
+def _halves(model: Print, rows: NDArray[np.void]) -> NDArray[np.uint64]:
+    """Digests of the tensors of some matrices, rounded to bfloat16."""
+    order = np.argsort(model.hashes["exact"])
+    places = np.searchsorted(model.hashes["exact"], rows["exact"], sorter=order)
+    halves: NDArray[np.uint64] = model.hashes["half"][order[places]]
+    return halves
