@@ -18,7 +18,7 @@ def model_of(*tensors):
     return {n: tensors[int(n.split(".")[2]) % len(tensors) if ".layer." in n else 0][n] for n in tensors[0]}
 
 
-@pytest.fixture(scope="module", params=[0.0, 0.4], ids=["own data", "shared data"])
+@pytest.fixture(scope="module", params=[0.0, 0.25], ids=["own data", "shared data"])
 def family(request, tmp_path_factory):
     """A base, six fine-tunes whose tasks are partly the same, and a stranger."""
     tasks = [task(BASE, 10 + k, shared=99, share=request.param) for k in range(7)]
@@ -66,6 +66,16 @@ def test_a_merge_trained_further_has_no_weights(family):
     further = plus(average((0.5, models["m0"]), (0.5, models["m1"])), (0.3, tasks[6]))
     found, names = parents(further)
     assert (found.kind, names) == ("nonlinear", {"m0", "m1"})
+
+
+def test_four_models_alone_do_not_tell_which_is_the_merge(tmp_path):
+    tasks = [task(BASE, 10 + k, shared=99, share=0.4) for k in range(2)]
+    first, second = (plus(BASE, (1, t)) for t in tasks)
+    later = plus(first, (0.5, task(BASE, 12, shared=99, share=0.4)))
+    for fourth in (ties(BASE, *tasks), later):
+        four = Prints(tmp_path)(base=BASE, first=first, second=second, fourth=fourth)
+        for child in four:
+            assert find_parents(child, [p for p in four if p is not child]) is None
 
 
 def test_what_is_no_merge(family):

@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from hilm.errors import OfflineError, UsageError
+from hilm.errors import NotACheckpoint, UsageError
 from hilm.lineage import picture
 from hilm.store import Store, diff, genealogy
 from tests.lineage.family import bf16
@@ -54,7 +54,7 @@ def test_one_family(filled):
     names = {n["model"] for n in document["nodes"]}
     assert names == {"base", "first", "second", "mean", "coarse", "half", "twin"}
     assert store.lineage(folder / "mean")["edges"] == document["edges"]
-    with pytest.raises(OfflineError):
+    with pytest.raises(NotACheckpoint):
         store.lineage("nobody")
 
 
@@ -88,7 +88,7 @@ def test_the_picture_shows_every_model(filled, tmp_path, monkeypatch):
 
 def test_too_many_models(filled, monkeypatch):
     monkeypatch.setattr(genealogy, "LIMIT", 3)
-    with pytest.raises(UsageError, match="9 models"):
+    with pytest.raises(UsageError, match="8 models"):
         filled[0].lineage()
 
 

@@ -29,11 +29,12 @@ NEAREST = 24  # relatives tried as parents: every two and every three of them
 MOST_PARENTS = 8
 LINEAR = 0.15  # distance from an average over that to the nearest parent, at most
 PART = 0.05  # smallest weight of a parent; share of the way from the base that every parent must explain
-MIXED = 0.75  # share of the way from the base that parents may leave unexplained
+PAIR, MIXED = 0.75, 0.65  # share of the way from the base that two, then all parents may leave unexplained
 BEYOND_SIBLINGS = (
     0.8  # the same, over what a sibling as similar to them as they are to each other would leave
 )
 NEARER = 0.9  # distance to what a mixture explains over that to the nearest relative, at most
+DECIDED = 0.95  # distance to one corner over that to the next, from which a model belongs to the first
 APART = -0.1  # correlation of two parents given the child; models that descend from it have 0, siblings more
 STRAIGHT = 0.1  # how far a parent's way must be from having all of the child's in it, as descendants do
 CENTRAL = 1.2  # distance of a parent to the base over that to another parent, at most
@@ -71,22 +72,25 @@ class Merge:
 
 
 def find_merge(
-    child: NDArray[np.float64], candidates: NDArray[np.float64], older: Sequence[int] | None = None
+    child: NDArray[np.float64], candidates: NDArray[np.float64], family: NDArray[np.float64] | None = None
 ) -> Merge | None:
     """Explain a sketch as a merge of others, or not at all.
-
-    A nonlinear merge, its parents and their base are like the corners of a square: each might be the merge of
-    its neighbours.
 
     Args:
         child: float64 [1024], unrounded.
         candidates: float64 [k, 1024], relatives with the same matrices, no copies of the child among them; at
             most ``NEAREST``.
-        older: Numbers of the candidates that may be parents or base of a nonlinear merge; all by default.
+        family: float64 [m, 1024], all relatives: they tell which of several models is older.
     """
     ways = candidates - child
     gram = ways @ ways.T
-    return _find_average(gram) or _find_mixture(gram, range(len(gram)) if older is None else older)
+    found = _find_average(gram)
+    if found is not None:
+        return found
+    points = np.vstack([child, candidates])
+    others = candidates if family is None else family
+    places = np.stack([np.sqrt(np.square(others - point).sum(axis=1)) for point in points])
+    return _find_mixture(gram, places)
 
 
 def _find_average(gram: NDArray[np.float64]) -> Merge | None:
@@ -137,33 +141,78 @@ def _describe_average(
     return Merge("linear", parents, heavy, float(error), residual / nearest)
 
 
-def _find_mixture(gram: NDArray[np.float64], older: Sequence[int]) -> Merge | None:
-    """Siblings and a base that explain enough of the child, but not as siblings or descendants would."""
-    found, least = None, np.inf
+def _find_mixture(gram: NDArray[np.float64], places: NDArray[np.float64]) -> Merge | None:
+    """Siblings and a base that explain enough of the child, but not as siblings or descendants would.
+
+    Args:
+        gram: Inner products of the ways from the child to the candidates.
+        places: Distances from the child, then from the candidates, to the family.
+    """
+    found: Merge | None = None
+    least = np.inf
     nearest = float(np.sqrt(np.diagonal(gram).min(initial=np.inf)))
-    for base in older:
+    for base in range(len(gram)):
         row = gram[base]
         tasks = gram - row - row[:, None] + row[base]  # products of the ways from the base
         toward, reach = row[base] - row, float(row[base])  # theirs with the child's, and its square
-        for pair in combinations([k for k in older if k != base], 2):
+        for pair in combinations([k for k in range(len(gram)) if k != base], 2):
             residual = _mixture_residual(tasks[np.ix_(pair, pair)], toward[list(pair)], reach)
             if residual is None or residual * np.sqrt(reach) > NEARER * nearest:
                 continue
             own = np.diagonal(tasks)[list(pair)]
             central = own.max() / (own.sum() - 2 * tasks[pair])  # three models alone do not tell their base
-            if residual * np.sqrt(reach) * (1 + PART * central) < least:
-                least = residual * np.sqrt(reach) * (1 + PART * central)
-                found = replace(_grow_mixture(list(pair), older, tasks / reach, toward / reach), base=base)
+            doubt = residual * np.sqrt(reach) * (1 + PART * central)
+            if doubt < least and _is_youngest(gram, places, base, pair):
+                grown = _grow_mixture(list(pair), base, tasks / reach, toward / reach)
+                if grown.residual <= MIXED:
+                    found, least = replace(grown, base=base), doubt
     return found
 
 
+def _is_youngest(
+    gram: NDArray[np.float64], places: NDArray[np.float64], base: int, pair: tuple[int, ...]
+) -> bool:
+    """Whether of the four the child is the merge, and the base the base.
+
+    A merge, its parents and their base lie like the corners of a square, and each might be the merge of its
+    neighbours. The base lies nearer to most of the family than the parents do; the merge has no more models
+    close by than the others. Where that tells nothing, it must not lie further from the plane of the others
+    than another corner does from its own.
+    """
+    around = places[[0, base + 1, *(k + 1 for k in pair)]]
+    around = around[:, around.min(axis=0) > 0]  # without the four
+    if not around.shape[1]:  # nothing tells
+        return False
+    middles = np.median(around, axis=1)
+    if middles[1] > middles[2:].min():
+        return False
+    order = np.sort(around, axis=0)
+    decided = order[0] < DECIDED * order[1]
+    followers = np.bincount(around.argmin(axis=0)[decided], minlength=4)
+    if followers[0] > followers.min():
+        return False
+    if followers[0] < followers[1]:
+        return True
+    corners = np.zeros((4, 4))
+    corners[1:, 1:] = gram[np.ix_((base, *pair), (base, *pair))]
+    faces = [_area(corners, [k for k in range(4) if k != corner]) for corner in range(4)]
+    return bool(faces[0] >= DECIDED * max(faces))
+
+
+def _area(gram: NDArray[np.float64], corners: list[int]) -> float:
+    """Twice the area of a triangle of points given by their inner products."""
+    part = gram[np.ix_(corners, corners)]
+    sides = part[1:, 1:] - part[0, 1:] - part[1:, :1] + part[0, 0]
+    return float(np.sqrt(max(0.0, np.linalg.det(sides))))
+
+
 def _grow_mixture(
-    parents: list[int], older: Sequence[int], tasks: NDArray[np.float64], toward: NDArray[np.float64]
+    parents: list[int], base: int, tasks: NDArray[np.float64], toward: NDArray[np.float64]
 ) -> Merge:
     """Add parents as long as each explains enough; products are in units of the child's squared way."""
     residual = _fit(parents, tasks, toward)
     while len(parents) < MOST_PARENTS:
-        more = [[*parents, k] for k in older if k not in parents and tasks[k, k] > 0]
+        more = [[*parents, k] for k in range(len(tasks)) if k not in (*parents, base)]
         left = [_fit(chosen, tasks, toward) for chosen in more]
         if not left or min(left) > residual - PART:
             break
@@ -198,11 +247,11 @@ def _mixture_residual(tasks: NDArray[np.float64], toward: NDArray[np.float64], r
     alike = tasks[0, 1] / np.sqrt(own.prod())
     sibling = np.sqrt(max(0.0, 1 - 2 * alike**2 / (1 + alike))) if alike > 0 else 1.0
     residual = float(np.sqrt(left))
-    if weights.min() < PART or weights.max() > WHOLE or residual > min(MIXED, BEYOND_SIBLINGS * sibling):
+    if weights.min() < PART or weights.max() > WHOLE or residual > min(PAIR, BEYOND_SIBLINGS * sibling):
         return None
     given = tasks - np.outer(toward, toward) / reach
     correlation = given[0, 1] / np.sqrt(max(float(np.diagonal(given).prod()), 1e-30))
-    straight = abs(float((toward / reach).mean()) - 1) <= STRAIGHT
+    straight = np.abs(toward / reach - 1).min() <= STRAIGHT
     useful = np.sqrt(np.maximum(alone, 0)).min() - residual >= PART
     return residual if useful and (correlation < APART or not straight) else None
 
@@ -250,20 +299,12 @@ def find_parents(child: Print, relatives: Sequence[Print]) -> Merge | None:
     merge = find_layers(_votes(child, [relatives[i] for i in near])) if near else None
     if merge is None:
         near = [i for i in near if _is_sibling(child, relatives[i])]
-        followers = _followers(np.stack([start, *(p.sums[0] for p in relatives)]))
-        older = [k for k, i in enumerate(near) if followers[i + 1] >= followers[0]]
-        merge = find_merge(start, np.array([relatives[i].sums[0] for i in near]).reshape(-1, RUNS), older)
+        family = np.array([p.sums[0] for p in relatives]).reshape(-1, RUNS)
+        merge = find_merge(start, family[near], family)
     if merge is None:
         return None
     base = near[merge.base] if merge.base is not None else None
     return replace(merge, parents=tuple(near[k] for k in merge.parents), base=base)
-
-
-def _followers(sums: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How many of the others each is nearest to: what came earlier has more around it."""
-    distances = np.stack([np.square(sums - row).sum(axis=1) for row in sums])
-    np.fill_diagonal(distances, np.inf)
-    return np.bincount(distances.argmin(axis=1), minlength=len(sums))
 
 
 def _is_sibling(child: Print, other: Print) -> bool:

@@ -212,7 +212,8 @@ def _against(prints: Sequence[Print]) -> NDArray[np.float64]:
     values = np.unique([hash(p.rounded) for p in prints], return_inverse=True)[1]
     lost = bits[:, None] & ~bits
     lost |= (zeros[:, None] >= PRUNED_SHARE) & (zeros[:, None] - zeros >= PRUNED_EXCESS)
-    lost |= (values[:, None] == values) & narrow[:, None] & ~narrow
+    copies = narrow & np.isin(values, values[~narrow])  # of models that are there unrounded as well
+    lost |= copies[:, None] & ~narrow
     forms = {(s.width, s.vocabulary, frozenset(s.shapes.items()), s.repeats): s for s in sides}
     places = {form: i for i, form in enumerate(forms)}
     table = np.array([[_undoes(a, b) for b in forms.values()] for a in forms.values()])
