@@ -31,6 +31,7 @@ BENCHMARKS = (
     "fingerprint",
     "units",
     "search",
+    "lineage_zoo",
     "sampling",
     "demo",
     "resnet_bk",
