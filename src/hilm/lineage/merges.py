@@ -82,15 +82,29 @@ def find_merge(
             most ``NEAREST``.
         family: float64 [m, 1024], all relatives: they tell which of several models is older.
     """
-    ways = candidates - child
-    gram = ways @ ways.T
-    found = _find_average(gram)
+    found = _find_blend(child, candidates)
     if found is not None:
         return found
     points = np.vstack([child, candidates])
     others = candidates if family is None else family
     places = np.stack([np.sqrt(np.square(others - point).sum(axis=1)) for point in points])
-    return _find_mixture(gram, places)
+    ways = candidates - child
+    return _find_mixture(ways @ ways.T, places)
+
+
+def _find_blend(child: NDArray[np.float64], candidates: NDArray[np.float64]) -> Merge | None:
+    """An average, seen from the origin: sketches sum unit vectors, so that blends lie beside the chord.
+
+    Scaled to reach the plane that touches the sphere at the child, parents and child lie on one line again.
+    """
+    along = candidates @ child
+    reach = float(child @ child) / np.where(along > 0, along, np.inf)  # what points away is no parent
+    ways = candidates * reach[:, None] - child
+    found = _find_average(ways @ ways.T)
+    if found is None or found.weights is None:
+        return found
+    weights = np.array(found.weights) * reach[list(found.parents)]
+    return replace(found, weights=tuple((weights / weights.sum() * sum(found.weights)).tolist()))
 
 
 def _find_average(gram: NDArray[np.float64]) -> Merge | None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 PROOFS = 8
 """Candidates whose weights are read at most."""
 
+KIN = 64
+"""Nearest models among which parents of a merge are looked for."""
+
 COMPATIBLE = 512
 """Models that an adapter fits, at most: all pairs of them are compared."""
 
@@ -55,7 +58,7 @@ def search_store(
         index,
         query,
         method=cast("Method", method),
-        top_k=2 * max(top_k, PROOFS),
+        top_k=max(2 * top_k, KIN),
         without=ref_key,
     )
     if proof and method != "hierarchical":
