@@ -1,7 +1,7 @@
 """In a zoo of trained models every base is found, and no stranger is called a relative.
 
 Every derived model is searched for by all three methods in a store that holds the bases only, then in one
-that holds everything, and is compared value by value with its base and with a stranger of the same
+that holds everything but merges, and is compared value by value with its base and with a stranger of the same
 architecture, trained on the same data. A pairwise method from the literature judges the same pairs.
 
 Run: python benchmarks/lineage_zoo.py [--cache FOLDER] [--bases N] [--pairs N] [ARCHITECTURE…]
@@ -91,7 +91,7 @@ def sight(folder: Path, zoo: Mapping[Path, Animal], stores: tuple[Path, Path]) -
         m: few.search(folder, method=m, top_k=len(bases), proof=m == "hybrid")["matches"] for m in METHODS
     }
     other = next((path for name, path in same.items() if name not in animal.bases), None)
-    whole = everything.search(animal.name, top_k=10)["matches"]
+    whole = everything.search(folder, top_k=10)["matches"]
     return Sighting(
         animal,
         {m: matches[0]["model"] for m, matches in found.items()},
@@ -170,8 +170,13 @@ def false_claims(sightings: Sequence[Sighting]) -> list[str]:
 
 
 def parents_right(s: Sighting) -> bool:
-    """Whether a search named the parents of a merge and nobody else; a base may stand beside its children."""
+    """Whether a search named the parents of a merge and nobody else; a base may stand beside its children.
+
+    Of a merge by layers any model that has those layers may stand for a base.
+    """
     named, true = set(s.parents or ()), set(s.animal.parents)
+    if len(s.animal.bases) > 1:
+        return {name.partition(".")[0] for name in named} == set(s.animal.bases)
     return (
         bool(named) and true - set(s.animal.bases) <= named <= true | set(s.animal.bases) and len(named) > 1
     )
@@ -256,8 +261,10 @@ def observe(zoo: Mapping[Path, Animal], jobs: int = 2) -> list[Sighting]:
     """Index everything, then look at every derived model, two families at a time."""
     with tempfile.TemporaryDirectory() as temporary:
         stores = Path(temporary) / "bases", Path(temporary) / "all"
-        for store, wanted in zip(stores, ({"base"}, None), strict=True):
-            models = [path for path, a in zoo.items() if wanted is None or a.change in wanted]
+        # Of several merges of the same parents each might be the merge of the others: none of them is kept.
+        kept = [[a.change == "base" for a in zoo.values()], ["merge" not in a.relations for a in zoo.values()]]
+        for store, wanted in zip(stores, kept, strict=True):
+            models = [path for path, keep in zip(zoo, wanted, strict=True) if keep]
             failed = Store(store).index(models, jobs=jobs)["failed"]
             assert not failed, failed
         families = dict.fromkeys(a.family for a in zoo.values())

@@ -100,6 +100,20 @@ def test_layers_of_siblings_and_of_strangers(family):
     assert found.weights == pytest.approx([0.5, 0.5], abs=0.1)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_an_average_of_parents_far_apart(share):
+    """Sketches sum unit vectors: the average of two lies beside the line that joins them."""
+    rng = np.random.default_rng(5)
+    base, first, second = rng.standard_normal((3, 30, 1024))
+    parents = base + 0.4 * first, base + 0.4 * second
+    child = share * parents[0] + (1 - share) * parents[1]
+    sketches = [sum(m / np.linalg.norm(m) for m in model) for model in (child, *parents)]
+    found = find_merge(sketches[0], np.array(sketches[1:]))
+    assert (found.kind, sorted(found.parents)) == ("linear", [0, 1])
+    assert found.weights[found.parents.index(0)] == pytest.approx(share, abs=0.01)
+    assert found.residual < 0.05
+
+
 def test_votes():
     a, b, both = frozenset({0}), frozenset({1}), frozenset({0, 1})
     assert find_layers([a] * 5 + [b] * 5 + [both] * 10).weights == (0.75, 0.25)

@@ -80,7 +80,7 @@ def test_facts_need_no_matrices():
 def test_gram_alone_proposes_but_does_not_establish():
     result = verdict(replace(UNRELATED, gram=0.95))
     assert result.level == "weak"
-    assert result.z == pytest.approx(18.6)
+    assert result.z == pytest.approx(17.8)
     assert not result.details["conclusive"]
     assert "common training data" in result.sentence
 

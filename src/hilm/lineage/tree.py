@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hilm.lineage.verdict import Side
 
 AGAINST = 1.0  # what soft evidence against a direction costs, in mean distances of the family
-HINT = 6.0
+HINT = 5.2
 """Standard score of similar token geometry that is worth a hint; it establishes nothing."""
 
 
