@@ -262,7 +262,10 @@ def observe(zoo: Mapping[Path, Animal], jobs: int = 2) -> list[Sighting]:
     with tempfile.TemporaryDirectory() as temporary:
         stores = Path(temporary) / "bases", Path(temporary) / "all"
         # Of several merges of the same parents each might be the merge of the others: none of them is kept.
-        kept = [[a.change == "base" for a in zoo.values()], ["merge" not in a.relations for a in zoo.values()]]
+        kept = [
+            [a.change == "base" for a in zoo.values()],
+            ["merge" not in a.relations for a in zoo.values()],
+        ]
         for store, wanted in zip(stores, kept, strict=True):
             models = [path for path, keep in zip(zoo, wanted, strict=True) if keep]
             failed = Store(store).index(models, jobs=jobs)["failed"]

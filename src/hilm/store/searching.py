@@ -62,7 +62,8 @@ def search_store(
         without=ref_key,
     )
     if proof and method != "hierarchical":
-        matches = _prove(path, matches, len(index.keys), progress)
+        near = 2 * max(top_k, PROOFS)
+        matches = rank(_prove(path, matches[:near], len(index.keys), progress) + matches[near:])
     matches = _name_parents(query, matches)
     best: dict[bytes, Match] = {}
     for match in matches:  # equal weights beside different tokenizers have several fingerprints
@@ -115,7 +116,7 @@ def query_print(store: Store, model: str | PathLike[str], progress: Progress) ->
 
 
 def _prove(path: str, matches: list[Match], n: int, progress: Progress) -> list[Match]:
-    """Match hidden units where nothing is established: that sees through permutations and lost coordinates."""
+    """Match hidden units where nothing is established: sees through permutations and pruned widths."""
     proved, left = [], PROOFS
     for number, match in enumerate(matches):
         if not left or not _is_unclear(match):
@@ -124,7 +125,7 @@ def _prove(path: str, matches: list[Match], n: int, progress: Progress) -> list[
         left -= 1
         progress(number, len(matches), f"proof: {match.model['name']}")
         proved.append(_with_units(path, match, n))
-    return rank(proved)
+    return proved
 
 
 def _is_unclear(match: Match) -> bool:
