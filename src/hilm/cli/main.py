@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, Entry] = {
     "encode": Entry("Film", "filming:encode", "Film checkpoints as reels and remember them in the store."),
     "decode": Entry("Film", "filming:decode", "Write a reel's weights back as safetensors."),
     "verify": Entry("Film", "filming:verify", "Prove that a reel holds what was filmed."),
+    "report": Entry("Film", "reporting:report", "What a reel costs and loses, beside other codecs."),
     "index": Entry(
         "Recognise", "searching:index", "Remember checkpoints by their fingerprints, without a reel."
     ),

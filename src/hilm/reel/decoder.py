@@ -140,22 +140,33 @@ class Reel:
             BaseMismatch: The base is not the one the difference was made against.
         """
         entry = self._entry(name)
-        expected = self.pinned["tensors"].get(entry["name"]) if self.pinned else None
-        if expected is None:
+        base = self.base_tensor(entry)
+        if base is None or self.pinned is None:
             yield from self._decode(entry, None)
             return
-        if self._base is None:
-            raise UsageError(
-                f"{self.name} is a delta, and its base is not there",
-                hint="name the base it was made against: --base MODEL",
-            )
-        base = BaseTensor(self._base, entry["name"], entry["dtype"], entry["shape"])
+        expected = self.pinned["tensors"][entry["name"]]
         try:
             yield from self._decode(entry, base)
         except ChecksumMismatch:
             base.check(expected)
             raise
         base.check(expected)
+
+    def base_tensor(self, entry: Tensor) -> BaseTensor | None:
+        """What a tensor is a difference from, to be read in order; None if it is none.
+
+        Raises:
+            UsageError: The reel has no base to stand on.
+            BaseMismatch: The base has no such tensor.
+        """
+        if self.pinned is None or entry["name"] not in self.pinned["tensors"]:
+            return None
+        if self._base is None:
+            raise UsageError(
+                f"{self.name} is a delta, and its base is not there",
+                hint="name the base it was made against: --base MODEL",
+            )
+        return BaseTensor(self._base, entry["name"], entry["dtype"], entry["shape"])
 
     def _decode(self, entry: Tensor, base: BaseTensor | None) -> Iterator[NDArray[np.uint8]]:
         dtype, digest = DTYPES[entry["dtype"]], hashlib.sha256()
