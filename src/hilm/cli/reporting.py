@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from hilm.cli.output import Document
 
+_LOSSES = (">NMSE", ">max error", ">cosine", ">above R(D)")
+
 
 @click.command(
     cls=options.Command,
@@ -88,23 +90,19 @@ def _reported(reel: Document) -> Iterator[str]:
     for kind in ("rounded", "exact"):
         if reel[kind] is not None:
             yield from (_totals(kind, reel[kind]), "")
-    tensors = reel["tensors"]
-    yield _tensors(tensors[: output.ROWS])
-    yield from more(len(tensors), output.ROWS, "--json lists all")
+    yield _tensors(reel["tensors"][: output.ROWS], losses=reel["rounded"] is not None)
+    yield from more(len(reel["tensors"]), output.ROWS, "--json lists all")
 
 
 def _totals(kind: str, total: Document) -> str:
     """Write the totals of one kind of tensors, hilm first, then by what it saves, least first."""
-    columns = [f"{total['tensors']:,} {kind}", ">bits/weight"]
     others = sorted(total["others"].items(), key=lambda item: item[1]["saved"])
-    rows = [["hilm", figure(total["bits_per_weight"]), *_losses(total), ""]]
-    rows += [
-        [name, figure(other["bits_per_weight"]), *_losses(other), _saved(other["saved"])]
-        for name, other in others
-    ]
-    if kind == "rounded":
-        return table([*columns, ">NMSE", ">max error", ">cosine", ">above R(D)", "at equal error"], rows)
-    return table([*columns, ""], [[row[0], row[1], row[-1]] for row in rows])
+    rows = [("hilm", total, ""), *((name, other, _saved(other["saved"])) for name, other in others)]
+    columns = [f"{total['tensors']:,} {kind}", ">bits/weight"]
+    if kind == "exact":
+        return table([*columns, ""], [[name, figure(f["bits_per_weight"]), saved] for name, f, saved in rows])
+    body = [[name, figure(f["bits_per_weight"]), *_losses(f), saved] for name, f, saved in rows]
+    return table([*columns, *_LOSSES, "at equal error"], body)
 
 
 def _losses(figures: Document) -> list[str]:
@@ -117,16 +115,15 @@ def _saved(bits: float | None) -> str:
     return f"hilm {abs(bits):.3f} {'smaller' if bits >= 0 else 'LARGER'}"
 
 
-def _tensors(tensors: Iterable[Document]) -> str:
+def _tensors(tensors: Iterable[Document], *, losses: bool) -> str:
     rows = [
         [
             elide(clean(tensor["name"])),
             "x".join(map(str, tensor["shape"])) or "scalar",
             tensor["coder"],
             figure(tensor["bits_per_weight"]),
-            *_losses(tensor),
+            *(_losses(tensor) if losses else ()),
         ]
         for tensor in tensors
     ]
-    columns = ["tensor", "shape", "coder", ">bits/weight", ">NMSE", ">max error", ">cosine", ">above R(D)"]
-    return table(columns, rows)
+    return table(["tensor", "shape", "coder", ">bits/weight", *(_LOSSES if losses else ())], rows)

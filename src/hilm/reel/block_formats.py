@@ -40,10 +40,10 @@ class BlockFormat:
     rounding: Callable[[Values], Values]
 
     def round(self, values: Values) -> Values:
-        """Round weights, float32 [n]; zeros fill the last block."""
-        padded = np.concatenate([values, np.zeros(-values.size % self.block, np.float32)])
+        """Round weights, float32 of any shape but empty; zeros fill the last block."""
+        padded = np.concatenate([values.ravel(), np.zeros(-values.size % self.block, np.float32)])
         rounded = self.rounding(padded.reshape(-1, self.block))
-        return rounded.reshape(-1)[: values.size]
+        return rounded.reshape(-1)[: values.size].reshape(values.shape)
 
 
 def _half(scales: Values) -> Values:
@@ -61,7 +61,8 @@ def _round_evenly(blocks: Values, top: int) -> Values:
     """2 top + 1 even levels up to the largest magnitude: q8_0 and int4."""
     unit = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(top)
     scaled = blocks * _over(np.ones_like(unit), unit)
-    return np.copysign(np.floor(np.abs(scaled) + np.float32(0.5)), scaled) * _half(unit)
+    rounded: Values = np.copysign(np.floor(np.abs(scaled) + np.float32(0.5)), scaled) * _half(unit)
+    return rounded
 
 
 NF4: Final = np.array([
