@@ -137,8 +137,9 @@ def test_a_rounded_difference_is_judged_by_the_energy_it_loses(model, weights, t
     assert a.own.gap == pytest.approx(a.own.bits - 0.5 * math.log2(1 / lost))
     assert -0.2 < a.own.gap < 0.5
     assert not a.others
-    assert total([a])["energy_lost"] == lost
+    assert total([a])["gap"] == pytest.approx(a.own.gap)
 
 
-def test_nothing_lost_has_no_gap():
-    assert Figures(4, 3.0, {"nmse": 0.0, "max_abs": 0.0, "cosine": 1.0}).gap is None
+@pytest.mark.parametrize("lost", [0.0, math.inf, math.nan])
+def test_what_loses_nothing_or_everything_has_no_gap(lost):
+    assert Figures.of(4, 3.0, {"nmse": lost, "max_abs": 0.0, "cosine": 1.0}).gap is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ _LOSSES = (">NMSE", ">max error", ">cosine", ">above R(D)")
 @click.argument("reels", nargs=-1, metavar="REEL…")
 @click.option("--against", metavar="MODEL", help="What was rounded. [default: what the store has]")
 @options.base("What a delta was taken from. [default: what the store has]")
-@click.option("--no-others", is_flag=True, help="Leave other codecs out, which takes no time.")
+@click.option("--no-others", is_flag=True, help="Leave other codecs out; nothing is decoded.")
 @click.option(
     "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw errors over bits as PNG."
 )
@@ -96,7 +97,9 @@ def _reported(reel: Document) -> Iterator[str]:
 
 def _totals(kind: str, total: Document) -> str:
     """Write the totals of one kind of tensors, hilm first, then by what it saves, least first."""
-    others = sorted(total["others"].items(), key=lambda item: item[1]["saved"])
+    others = sorted(
+        total["others"].items(), key=lambda item: -math.inf if item[1]["saved"] is None else item[1]["saved"]
+    )
     rows = [("hilm", total, ""), *((name, other, _saved(other["saved"])) for name, other in others)]
     columns = [f"{total['tensors']:,} {kind}", ">bits/weight"]
     if kind == "exact":

@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
@@ -41,23 +41,22 @@ class Figures:
         weights: How many they are.
         bits: Bits per weight.
         error: What it loses; None where every bit is kept.
+        gap: Bits above ½ log2(1 / NMSE), the least that independent Gaussian weights take (Shannon 1959);
+            of a rounded difference, above that of the share of its energy which is lost. Below 0 where
+            scales differ within a tensor: then the weights are no single Gaussian.
     """
 
     weights: int
     bits: float
     error: Error | None = None
+    gap: float | None = None
 
-    @property
-    def gap(self) -> float | None:
-        """Bits above ½ log2(1 / NMSE), the least that independent Gaussian weights take (Shannon 1959).
-
-        Of a rounded difference, NMSE is the share of its energy that is lost. Below 0 where scales differ
-        within a tensor: then the weights are no single Gaussian. None without a loss.
-        """
-        if self.error is None:
-            return None
-        lost = self.error.get("energy_lost", self.error["nmse"])
-        return self.bits - math.log2(1 / lost) / 2 if lost else None
+    @classmethod
+    def of(cls, weights: int, bits: float, error: Error | None = None) -> Self:
+        """Work out the gap; there is none without a loss."""
+        lost = error.get("energy_lost", error["nmse"]) if error else 0.0
+        gap = bits - math.log2(1 / lost) / 2 if 0 < lost < math.inf else None
+        return cls(weights, bits, error, gap)
 
     def document(self) -> dict[str, Any]:
         """The figures by name, as reports print them."""
@@ -86,7 +85,8 @@ class Measured:
 def total(tensors: Iterable[Measured]) -> dict[str, Any] | None:
     """Figures of some tensors together, and of each codec that was tried on all of them; None of none.
 
-    Errors are means by the number of weights; ``max_abs`` is the largest.
+    Errors are means by the number of weights; ``max_abs`` is the largest. The gap is that of the mean error;
+    of differences, the mean of the gaps.
     """
     chosen = list(tensors)
     if not chosen:
@@ -113,17 +113,18 @@ def _sum(parts: list[Figures]) -> Figures:
         pairs = zip(parts, values, strict=True)
         return sum(part.weights * value for part, value in pairs) / weights
 
+    bits = mean(part.bits for part in parts)
     errors = [part.error for part in parts if part.error is not None]
-    error: Error | None = None
-    if errors:
-        error = {
-            "nmse": mean(e["nmse"] for e in errors),
-            "max_abs": max(e["max_abs"] for e in errors),
-            "cosine": mean(e["cosine"] for e in errors),
-        }
-        if all("energy_lost" in e for e in errors):
-            error["energy_lost"] = mean(e["energy_lost"] for e in errors)
-    return Figures(weights, mean(part.bits for part in parts), error)
+    if not errors:
+        return Figures(weights, bits)
+    error: Error = {
+        "nmse": mean(e["nmse"] for e in errors),
+        "max_abs": max(e["max_abs"] for e in errors),
+        "cosine": mean(e["cosine"] for e in errors),
+    }
+    if all("energy_lost" in e for e in errors):  # of differences of very different sizes
+        return Figures(weights, bits, error, mean(part.gap or 0.0 for part in parts))
+    return Figures.of(weights, bits, error)
 
 
 def measure_reel(
@@ -160,7 +161,7 @@ def measure_reel(
     for entry in reel.tensors.values():
         weights = math.prod(entry["shape"])
         if entry.get("alias_of") is None and weights:
-            own = Figures(weights, entry["bits"] / weights, entry.get("error"))
+            own = Figures.of(weights, entry["bits"] / weights, entry.get("error"))
             tried: dict[str, Figures] = {}
             if others and own.error is None:
                 tried = _compress(reel, entry, codecs)
@@ -184,7 +185,7 @@ def _compress(reel: Reel, entry: Tensor, codecs: Mapping[str, Codec]) -> dict[st
         found = _at_once([partial(codec, words, dtype, old) for codec in codecs.values()])
         for name, size in zip(codecs, found, strict=True):
             sizes[name] += min(size, len(words))
-    return {name: Figures(weights, 8 * size / weights) for name, size in sizes.items()}
+    return {name: Figures.of(weights, 8 * size / weights) for name, size in sizes.items()}
 
 
 def _round(entry: Tensor, truth: Base) -> dict[str, Figures]:
@@ -206,4 +207,6 @@ def _round(entry: Tensor, truth: Base) -> dict[str, Figures]:
             hint="--against takes the model that was encoded",
         )
     blocks = {name: -(-weights // f.block) * f.block / weights for name, f in FORMATS.items()}
-    return {name: Figures(weights, f.bits * blocks[name], losses[name].error) for name, f in FORMATS.items()}
+    return {
+        name: Figures.of(weights, f.bits * blocks[name], losses[name].error) for name, f in FORMATS.items()
+    }

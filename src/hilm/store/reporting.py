@@ -129,5 +129,6 @@ def _points(document: dict[str, Any]) -> Iterator[Point]:
     drawn = [(name, True, rounded)] + [(label, False, other) for label, other in rounded["others"].items()]
     drawn += [("", True, tensor) for tensor in document["tensors"] if "nmse" in tensor]
     for label, own, figures in drawn:
-        if lost := figures.get("energy_lost", figures["nmse"]):
-            yield Point(figures["bits_per_weight"], lost, label, own)
+        bits, gap = figures["bits_per_weight"], figures["gap"]
+        if gap is not None:
+            yield Point(bits, 4 ** (gap - bits), label, own)
