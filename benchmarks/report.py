@@ -11,9 +11,7 @@ Run: python benchmarks/report.py
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,6 @@ from models import round_to_bf16, write
 from trained import make_models, minilm_matrices
 
 import hilm
-from hilm.reel.decoder import Reel
 from hilm.reel.encoder import encode_archive, encode_small
 from hilm.reel.rate import Rounding
 from hilm.weights import open_checkpoint
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 
 SAVED = {"q4_k": (0.70, 0.75), "q5_k": (0.70, 0.78), "nf4": (0.627, 0.727)}
 GAPS = {3.5: (0.035, 0.02), 2.5: (0.055, 0.035)}
-READS = 20
 
 Part = tuple[list[Gate], dict[str, Figure]]
 
@@ -90,24 +86,6 @@ def archives(label: str, meter: Meter) -> Part:
     return [gate], {f"{what}, {name}": (value, "bits/weight") for name, value in bits.items()}
 
 
-def access(folder: Path) -> Gate:
-    """Processor time of reading one tensor of an open reel."""
-    path = write_minilm(folder / "one")
-    times = []
-    with open_checkpoint(path) as checkpoint:
-        encode_small(checkpoint, folder / "one.mp4", Rounding(bits=3.5), preview=False)
-    with Reel.open(folder / "one.mp4") as reel:
-        name = next(name for name, entry in reel.tensors.items() if entry["shape"] == [384, 1536])
-        reel.tensor(name)
-        for _ in range(READS):
-            start = time.process_time()
-            reel.tensor(name)
-            times.append(time.process_time() - start)
-    return Gate(
-        "one tensor of 384 x 1536 from an open reel", statistics.median(times), "<=", 0.025, "CPU-s", 0.010
-    )
-
-
 def write_minilm(folder: Path) -> Path:
     """Write the test set as a checkpoint."""
     weights = minilm_matrices()
@@ -124,7 +102,6 @@ def measure() -> Result:
         for label, path in {"MiniLM": write_minilm(folder / "MiniLM"), **make_models()}.items():
             parts.append(sizes(label, Meter(path, folder)))
             parts.append(archives(label, Meter(round_to_bf16(path, folder / f"{label}-bf16"), folder)))
-        parts.append(([access(folder)], {}))
     return Result(
         name="report",
         claim="Three trained models take fewer bits than block formats leave them at equal error",

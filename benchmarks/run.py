@@ -28,6 +28,7 @@ BENCHMARKS = (
     "small",
     "report",
     "delta",
+    "corruption",
     "fingerprint",
     "units",
     "search",

@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, Entry] = {
     "stream": Entry("Look", "reading:stream", "Statistics of every weight, in constant memory."),
     "encode": Entry("Film", "filming:encode", "Film checkpoints as reels and remember them in the store."),
     "decode": Entry("Film", "filming:decode", "Write a reel's weights back as safetensors."),
+    "get": Entry("Film", "filming:get", "One tensor of a reel or a few rows of it, also from a URL."),
     "verify": Entry("Film", "filming:verify", "Prove that a reel holds what was filmed."),
     "report": Entry("Film", "reporting:report", "What a reel costs and loses, beside other codecs."),
     "index": Entry(

@@ -39,6 +39,10 @@ class BlockFormat:
     block: int
     rounding: Callable[[Values], Values]
 
+    def size(self, weights: int) -> float:
+        """Bits of so many weights; the last block is stored in full."""
+        return -(-weights // self.block) * self.block * self.bits
+
     def round(self, values: Values) -> Values:
         """Round weights, float32 of any shape but empty; zeros fill the last block."""
         padded = np.concatenate([values.ravel(), np.zeros(-values.size % self.block, np.float32)])

@@ -179,7 +179,7 @@ def _at_once(jobs: list[Callable[[], _Result]]) -> list[_Result]:
 def _compress(reel: Reel, entry: Tensor, codecs: Mapping[str, Codec]) -> dict[str, Figures]:
     """Compress an exact tensor with other codecs."""
     dtype, weights = DTYPES[entry["dtype"]], math.prod(entry["shape"])
-    sizes, base = dict.fromkeys(codecs, 0), reel.base_tensor(entry)
+    sizes, base = dict.fromkeys(codecs, 0), reel.base_tensor(entry["name"])
     for words in reel.pieces(entry["name"]):
         old = base.take(len(words)) if base else None
         found = _at_once([partial(codec, words, dtype, old) for codec in codecs.values()])

@@ -1,5 +1,6 @@
 """The public verbs, over one store: a folder with a catalog and reels."""
 
+from hilm.store.getting import get
 from hilm.store.hub_cost import plan_hub
 from hilm.store.memory_plan import plan
 from hilm.store.reading import inspect, stream
@@ -13,6 +14,7 @@ __all__ = [
     "decode",
     "diff",
     "encode",
+    "get",
     "index",
     "inspect",
     "plan",

@@ -13,6 +13,7 @@ from hilm.reel.delta_base import CheckpointBase
 from hilm.reel.manifest import MAX_DEPTH
 from hilm.store.store import Store
 from hilm.weights import open_checkpoint
+from hilm.weights.folder import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -116,8 +117,9 @@ def find_base(store: Store, base: Place) -> tuple[str, ...]:
 
 
 def is_reel(place: Place) -> bool:
-    """Whether a base is a reel, by its name; else it is a checkpoint."""
-    return Path(place).suffix == ".mp4" and Path(place).is_file()
+    """Whether something is a reel, by its name: a file or a URL; else it is a model."""
+    text = os.fspath(place)
+    return text.endswith(".mp4") and (is_remote(text) or Path(place).is_file())
 
 
 def find_chain(store: Store, path: str, depth: int = 0) -> tuple[str, ...]:

@@ -311,10 +311,11 @@ class Store:
         figure: str = "std",
         progress: Progress = no_progress,
     ) -> dict[str, Any]:
-        """Everything the store knows of one model; optionally its contact sheet, film and heat map.
+        """What the store knows of a model, or what is in a reel; optionally its sheet, film and heat map.
 
         Args:
-            model: Name of a model in the store; for a sheet or heat map also a path, Hub id or URL.
+            model: Name of a model in the store, or a reel: a file or URL ending in ``.mp4``; for a sheet or
+                heat map also a path, Hub id or URL.
             chain: List what its latest reel takes to decode: itself and, of a delta, what it stands on.
             sheet: PNG to write.
             film: MP4 to write.
@@ -338,6 +339,36 @@ class Store:
             figure=figure,
             progress=progress,
         )
+
+    def film(
+        self,
+        models: Sequence[str | PathLike[str]],
+        out: str | PathLike[str],
+        *,
+        tensor: str | None = None,
+        difference: bool = False,
+    ) -> dict[str, Any]:
+        """Film one tensor through successive checkpoints, one frame each, all at one scale.
+
+        The scale is that of the first frame, or of differences that of the last: 24 grey levels are sigma
+        rounded to a power of two.
+
+        Args:
+            models: Checkpoints, archives or names of models in the store, in the order of the frames.
+            out: MP4 to write.
+            tensor: What to film; the largest matrix of attention or MLP by default.
+            difference: Show how much each differs from the first.
+
+        Returns:
+            ``film``, ``tensor``, ``shape``, ``difference``, ``scale``; ``frames``: model and sigma of each.
+
+        Raises:
+            UsageError: Fewer than two models, or one without this tensor in this shape.
+            InputError: One is no checkpoint.
+        """
+        from hilm.store.films import film_models  # noqa: PLC0415 - only pictures need it
+
+        return film_models(self, models, out, tensor=tensor, difference=difference)
 
     def remove(self, model: str) -> dict[str, Any]:
         """Forget a model, and delete its reels where no other model is in them.
