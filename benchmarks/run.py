@@ -26,6 +26,7 @@ BENCHMARKS = (
     "remote",
     "archive",
     "small",
+    "report",
     "delta",
     "corruption",
     "fingerprint",

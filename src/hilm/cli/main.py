@@ -39,6 +39,7 @@ COMMANDS: Mapping[str, Entry] = {
     "decode": Entry("Film", "filming:decode", "Write a reel's weights back as safetensors."),
     "get": Entry("Film", "filming:get", "One tensor of a reel or a few rows of it, also from a URL."),
     "verify": Entry("Film", "filming:verify", "Prove that a reel holds what was filmed."),
+    "report": Entry("Film", "reporting:report", "What a reel costs and loses, beside other codecs."),
     "index": Entry(
         "Recognise", "searching:index", "Remember checkpoints by their fingerprints, without a reel."
     ),
