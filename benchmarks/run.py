@@ -36,6 +36,7 @@ BENCHMARKS = (
     "sampling",
     "demo",
     "resnet_bk",
+    "onevision",
 )
 
 
