@@ -118,11 +118,6 @@ def test_workers_compute_on_one_thread_and_the_parent_keeps_its_environment(pool
     assert dict(os.environ) == before
 
 
-def test_initializer_runs_before_the_first_task():
-    with ProcessExecutor(2, initializer=jobs.get_ready) as executor:
-        assert set(values(executor.map_unordered(jobs.is_ready, tasks(*range(4)))).values()) == {True}
-
-
 def test_large_results(pool):
     got = values(pool.map_unordered(jobs.ten_megabytes, tasks(1, 2, 3)))
     assert got == {str(n).encode(): bytes([n + 1]) * 10_000_000 for n in range(3)}

@@ -7,6 +7,7 @@ import pytest
 from hilm.errors import UsageError
 from hilm.store import Store, verify
 from hilm.store import intake as module
+from tests.cluster.fake import FakeCluster
 from tests.hostile.safetensors_files import cases
 from tests.store.conftest import contents, rows, tiny
 from tests.tiny import write_model
@@ -35,6 +36,25 @@ def test_processes_change_nothing_of_the_result(house, tmp_path, mode):
     for table in ("models", "fingerprints", "reels"):
         assert rows(one, table) == rows(two, table)
     assert contents(one.reels) == contents(two.reels)
+
+
+@pytest.mark.parametrize("mode", ["archive", "sample", "index"])
+def test_an_unreliable_cluster_changes_nothing_of_the_result(house, tmp_path, monkeypatch, mode):
+    def fill(store):
+        if mode == "index":
+            return store.index(every(house))
+        return store.encode(every(house), mode=mode, **MODES[mode])
+
+    serial = Store(tmp_path / "serial")
+    fill(serial)
+    for seed in range(3):
+        store = Store(tmp_path / str(seed))
+        monkeypatch.setattr(module, "open_executor", lambda *_, seed=seed, **__: FakeCluster(seed))
+        assert fill(store)["failed"] == []
+        for table in ("models", "fingerprints", "reels"):
+            assert rows(store, table) == rows(serial, table)
+            assert store.catalog._open(table).count_rows() == len(rows(serial, table))  # each key once
+        assert contents(store.reels) == contents(serial.reels)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -70,6 +70,7 @@ def encode(
     download_popular: bool,
     revision: str | None,
     jobs: int | None,
+    ray: str | None,
     storage_dir: Path | None,
 ) -> None:
     """Film checkpoints: one reel each, a video file that holds the weights and can prove it.
@@ -92,6 +93,7 @@ def encode(
             name=name,
             preview=not no_preview,
             jobs=jobs,
+            ray=ray,
             force=force,
             progress=progress,
         )

@@ -99,6 +99,7 @@ class Store:
         name: str | None = None,
         preview: bool = True,
         jobs: int | None = None,
+        ray: str | None = None,
         force: bool = False,
         progress: Progress = no_progress,
     ) -> dict[str, Any]:
@@ -115,6 +116,8 @@ class Store:
             name: What to call the model; its folder's name by default.
             preview: Whether the reel gets a front video that players show.
             jobs: Processes; by default one per core where there are enough models.
+            ray: Work on the Ray cluster at ``host:port``, or on a ``local`` one, ``jobs`` models at a time.
+                Its machines open models and write reels at the paths given here.
             force: Encode again what is in the store already.
             progress: Called with models done, models in all, and a name.
 
@@ -124,12 +127,14 @@ class Store:
 
         Raises:
             UsageError: Options that do not go together.
+            MissingExtra: Ray is asked for and not installed.
+            WorkerError: Ray does not start, or is lost.
             StorageError: The store cannot be written.
         """
         sampling = {"limit": max_params, "layers": layers, "exclude_layers": exclude_layers}
         options = _job_options(mode, sampling, chunk_size, stream=stream) | {"preview": preview}
         intake = self._intake(mode, options, force=force, progress=progress)
-        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
+        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs, ray=ray)
         return {"models": [*intake.plan.skipped.values(), *intake.done.values()], "failed": intake.failed}
 
     def index(
@@ -137,20 +142,23 @@ class Store:
         models: Sequence[str | PathLike[str]],
         *,
         jobs: int | None = None,
+        ray: str | None = None,
         name: str | None = None,
         force: bool = False,
         progress: Progress = no_progress,
     ) -> dict[str, Any]:
-        """Catalogue fingerprints without making reels.
+        """Catalogue fingerprints without making reels; options as in ``encode``.
 
         Returns:
             ``indexed`` and ``skipped`` (names), ``failed`` (model, message, hint, exit_code).
 
         Raises:
+            MissingExtra: Ray is asked for and not installed.
+            WorkerError: Ray does not start, or is lost.
             StorageError: The store cannot be written.
         """
         intake = self._intake("index", {}, force=force, progress=progress)
-        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
+        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs, ray=ray)
         return {"indexed": list(intake.done), "skipped": list(intake.plan.skipped), "failed": intake.failed}
 
     def _intake(self, mode: str, options: dict[str, Any], *, force: bool, progress: Progress) -> Intake:
