@@ -49,20 +49,19 @@ class _Driver(Child):
             environment |= _ON_LOOPBACK
         with (self.folder / "log").open("wb") as log:
             super().__init__("hilm.cluster.ray_driver", environment, output=log.fileno(), folder=self.folder)
-        started = False
+        answer: int | HilmError = 0
         try:
             self.connection.send((address, workers, str(self.folder)))
-            if not self.connection.poll(START_SECONDS):
-                raise self.lost(f"Ray did not start within {START_SECONDS:g} s")
-            answer = self.connection.recv()
-            if isinstance(answer, HilmError):
-                raise answer
-            self.workers, started = int(answer), True
-        except (EOFError, ConnectionError) as error:
-            raise self.lost("Ray ended while it started") from error
+            late = not self.connection.poll(START_SECONDS)
+            answer = self.lost(f"no Ray within {START_SECONDS:g} s") if late else self.connection.recv()
+        except (EOFError, ConnectionError):
+            answer = self.lost("Ray ended while it started")
         finally:
-            if not started:
+            if not answer or isinstance(answer, HilmError):
                 self.kill()
+        if isinstance(answer, HilmError):
+            raise answer
+        self.workers = answer
 
     def lost(self, message: str) -> WorkerError:
         """What to raise when the process does not answer, with the last that it said."""
