@@ -61,7 +61,7 @@ class _Driver(Child):
                 self.kill()
         if isinstance(answer, HilmError):
             raise answer
-        self.workers = answer
+        self.workers: int = answer
 
     def lost(self, message: str) -> WorkerError:
         """What to raise when the process does not answer, with the last that it said."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from hilm.errors import NotAStore, StorageError, UnknownModel, UsageError
 from hilm.store.reading import no_progress
@@ -30,21 +32,39 @@ _MODES = ("archive", "sample")
 
 def default_path() -> Path:
     """Where the store is when nobody says: ``$HILM_HOME`` or ``~/.cache/hilm``."""
-    return Path(os.environ.get("HILM_HOME") or "~/.cache/hilm").expanduser()
+    return _folder(os.environ.get("HILM_HOME") or "~/.cache/hilm").expanduser()
+
+
+def _folder(path: str | PathLike[str]) -> Path:
+    """The folder meant by a path or ``file:`` address, of whose slashes a path may have lost some.
+
+    Raises:
+        UsageError: The address is of another kind: its writers could not lock one another out.
+    """
+    text = os.fspath(path)
+    address = re.match(r"([a-z][a-z0-9+.-]+):/+", text)
+    if address is None:
+        return Path(text)
+    if address[1] != "file":
+        raise UsageError(
+            f"a store cannot be kept at {address[1]}://", hint="work in a folder and copy or synchronise that"
+        )
+    return Path("/" + unquote(text[address.end() :]))
 
 
 class Store:
     """A folder with ``catalog/`` and ``reels/``; it is made when something is first put into it.
 
     Args:
-        path: The folder; ``$HILM_HOME`` or ``~/.cache/hilm`` by default.
+        path: The folder, also as ``file:///…``; ``$HILM_HOME`` or ``~/.cache/hilm`` by default.
 
     Raises:
         NotAStore: The folder holds something else.
+        UsageError: It is an address of another kind.
     """
 
     def __init__(self, path: str | PathLike[str] | None = None) -> None:
-        self.path = Path(path) if path is not None else default_path()
+        self.path = _folder(path) if path is not None else default_path()
         self.reels = self.path / "reels"
         if self.path.exists() and not self._is_ours():
             raise NotAStore(f"{self.path} is not a hilm store and not an empty folder")
