@@ -57,6 +57,33 @@ def test_an_unreliable_cluster_changes_nothing_of_the_result(house, tmp_path, mo
         assert contents(store.reels) == contents(serial.reels)
 
 
+def test_an_archive_written_out_of_reach_is_a_failure(house, store, monkeypatch):
+    class FarAway(FakeCluster):
+        def collect(self, timeout_s):
+            outcomes = super().collect(timeout_s)
+            for outcome in outcomes:
+                if outcome.value is not None and outcome.task.payload.name == "base":
+                    outcome.value.archive.reel.path.unlink()
+            return outcomes
+
+    monkeypatch.setattr(module, "open_executor", lambda *_, **__: FarAway(1))
+    document = store.encode([house / "base", house / "tuned"])
+    assert [model["model"] for model in document["models"]] == ["tuned"]
+    (failure,) = document["failed"]
+    assert failure["model"] == str(house / "base")
+    assert "is not here" in failure["message"]
+    assert "storage that all machines share" in failure["hint"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"), [({"ray": "nonsense"}, UsageError), ({"ray": "local", "jobs": 0}, UsageError)]
+)
+def test_a_cluster_that_cannot_be_makes_no_store(house, store, options, error):
+    with pytest.raises(error):
+        store.index([house / "base"], **options)
+    assert not store.path.exists()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_an_unchanged_model_is_skipped_and_force_does_it_again(house, store, mode):
     first = store.encode([house / "base"], mode=mode, **MODES[mode])["models"]
