@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=options.Command,
-    examples=("hilm index ./models/*", "hilm index ./bert-base --storage-dir experiment_1 --json"),
+    examples=(
+        "hilm index ./models/*",
+        "hilm index ./models/* --ray 10.0.0.7:6379",
+        "hilm index ./bert-base --storage-dir experiment_1 --json",
+    ),
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
 @click.option("--name", help="The model's name in the store. [default: the folder's]")
@@ -35,12 +39,15 @@ def index(
     force: bool,
     revision: str | None,
     jobs: int | None,
+    ray: str | None,
     storage_dir: Path | None,
 ) -> None:
     """Remember checkpoints by their fingerprints: a few kilobytes each, no reel."""
     with output.progress() as progress:
         pinned = [options.at_revision(model, revision) for model in models]
-        document = hilm.Store(storage_dir).index(pinned, jobs=jobs, name=name, force=force, progress=progress)
+        document = hilm.Store(storage_dir).index(
+            pinned, jobs=jobs, ray=ray, name=name, force=force, progress=progress
+        )
     output.settle(document, "indexed", "skipped")
     output.emit(document, indexed)
 

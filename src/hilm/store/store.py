@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from hilm.errors import NotAStore, StorageError, UnknownModel, UsageError
 from hilm.store.reading import no_progress
@@ -33,21 +35,39 @@ _MODES = ("archive", "small", "delta", "sample")
 
 def default_path() -> Path:
     """Where the store is when nobody says: ``$HILM_HOME`` or ``~/.cache/hilm``."""
-    return Path(os.environ.get("HILM_HOME") or "~/.cache/hilm").expanduser()
+    return _folder(os.environ.get("HILM_HOME") or "~/.cache/hilm").expanduser()
+
+
+def _folder(path: str | PathLike[str]) -> Path:
+    """The folder meant by a path or ``file:`` address, of whose slashes a path may have lost some.
+
+    Raises:
+        UsageError: The address is of another kind: its writers could not lock one another out.
+    """
+    text = os.fspath(path)
+    address = re.match(r"([a-z][a-z0-9+.-]+):/+", text)
+    if address is None:
+        return Path(text)
+    if address[1] != "file":
+        raise UsageError(
+            f"a store cannot be kept at {address[1]}://", hint="work in a folder and copy or synchronise that"
+        )
+    return Path("/" + unquote(text[address.end() :]))
 
 
 class Store:
     """A folder with ``catalog/`` and ``reels/``; it is made when something is first put into it.
 
     Args:
-        path: The folder; ``$HILM_HOME`` or ``~/.cache/hilm`` by default.
+        path: The folder, also as ``file:///…``; ``$HILM_HOME`` or ``~/.cache/hilm`` by default.
 
     Raises:
         NotAStore: The folder holds something else.
+        UsageError: It is an address of another kind.
     """
 
     def __init__(self, path: str | PathLike[str] | None = None) -> None:
-        self.path = Path(path) if path is not None else default_path()
+        self.path = _folder(path) if path is not None else default_path()
         self.reels = self.path / "reels"
         if self.path.exists() and not self._is_ours():
             raise NotAStore(f"{self.path} is not a hilm store and not an empty folder")
@@ -104,6 +124,7 @@ class Store:
         name: str | None = None,
         preview: bool = True,
         jobs: int | None = None,
+        ray: str | None = None,
         force: bool = False,
         progress: Progress = no_progress,
         **rounding: Any,  # noqa: ANN401 - fields of hilm.reel.rate.Rounding
@@ -125,6 +146,8 @@ class Store:
             name: What to call the model; its folder's name by default.
             preview: Whether the reel gets a front video that players show.
             jobs: Processes; by default one per core where there are enough models.
+            ray: Work on the Ray cluster at ``host:port``, or on a ``local`` one, ``jobs`` models at a time.
+                Its machines open models and write reels at the paths given here.
             force: Encode again what is in the store already.
             progress: Called with models done, models in all, and a name.
             rounding: For ``small``: bits, error, like, quantiser, effort and keep, as of
@@ -137,6 +160,8 @@ class Store:
 
         Raises:
             UsageError: Options that do not go together, or a base that cannot be one.
+            MissingExtra: Ray is asked for and not installed.
+            WorkerError: Ray does not start, or is lost.
             StorageError: The store cannot be written.
         """
         if (mode == "delta") != (base is not None):
@@ -149,7 +174,7 @@ class Store:
 
             options |= settle_base(self, base) | {"force": force}
         intake = self._intake(mode, options, force=force, progress=progress)
-        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
+        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs, ray=ray)
         return {"models": [*intake.plan.skipped.values(), *intake.done.values()], "failed": intake.failed}
 
     def index(
@@ -157,20 +182,23 @@ class Store:
         models: Sequence[str | PathLike[str]],
         *,
         jobs: int | None = None,
+        ray: str | None = None,
         name: str | None = None,
         force: bool = False,
         progress: Progress = no_progress,
     ) -> dict[str, Any]:
-        """Catalogue fingerprints without making reels.
+        """Catalogue fingerprints without making reels; options as in ``encode``.
 
         Returns:
             ``indexed`` and ``skipped`` (names), ``failed`` (model, message, hint, exit_code).
 
         Raises:
+            MissingExtra: Ray is asked for and not installed.
+            WorkerError: Ray does not start, or is lost.
             StorageError: The store cannot be written.
         """
         intake = self._intake("index", {}, force=force, progress=progress)
-        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
+        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs, ray=ray)
         return {"indexed": list(intake.done), "skipped": list(intake.plan.skipped), "failed": intake.failed}
 
     def _intake(self, mode: str, options: dict[str, Any], *, force: bool, progress: Progress) -> Intake:
