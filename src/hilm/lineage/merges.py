@@ -169,15 +169,14 @@ def _find_mixture(gram: NDArray[np.float64], places: NDArray[np.float64]) -> Mer
         row = gram[base]
         tasks = gram - row - row[:, None] + row[base]  # products of the ways from the base
         toward, reach = row[base] - row, float(row[base])  # theirs with the child's, and its square
-        for pair in combinations([k for k in range(len(gram)) if k != base], 2):
-            residual = _mixture_residual(tasks[np.ix_(pair, pair)], toward[list(pair)], reach)
-            if residual is None or residual * np.sqrt(reach) > NEARER * nearest:
+        own = np.diagonal(tasks)
+        for i, j, residual in _mixtures(tasks, toward, reach):
+            central = max(own[i], own[j]) / (own[i] + own[j] - 2 * tasks[i, j])
+            doubt = residual * np.sqrt(reach) * (1 + PART * central)  # three alone do not tell their base
+            if residual * np.sqrt(reach) > NEARER * nearest or doubt >= least:
                 continue
-            own = np.diagonal(tasks)[list(pair)]
-            central = own.max() / (own.sum() - 2 * tasks[pair])  # three models alone do not tell their base
-            doubt = residual * np.sqrt(reach) * (1 + PART * central)
-            if doubt < least and _is_youngest(gram, places, base, pair):
-                grown = _grow_mixture(list(pair), base, tasks / reach, toward / reach)
+            if _is_youngest(gram, places, base, (i, j)):
+                grown = _grow_mixture([i, j], base, tasks / reach, toward / reach)
                 if grown.residual <= MIXED:
                     found, least = replace(grown, base=base), doubt
     return found
@@ -242,32 +241,35 @@ def _fit(parents: list[int], tasks: NDArray[np.float64], toward: NDArray[np.floa
     return rest if weights.min() >= PART and weights.max() <= WHOLE else 1.0
 
 
-def _mixture_residual(tasks: NDArray[np.float64], toward: NDArray[np.float64], reach: float) -> float | None:
-    """Share of the child's way from the base that two task vectors leave; None if they are not its parents.
+def _mixtures(
+    tasks: NDArray[np.float64], toward: NDArray[np.float64], reach: float
+) -> list[tuple[int, int, float]]:
+    """Pairs of task vectors that may be the child's parents, and the share of its way that they leave.
 
     Args:
-        tasks: Inner products of the two task vectors.
+        tasks: Inner products of the task vectors.
         toward: Theirs with the child's.
         reach: The child's with itself.
     """
-    own = np.diagonal(tasks)
-    apart = own.sum() - 2 * tasks[0, 1]
-    singular = tasks[0, 1] ** 2 >= (1 - PART**2) * own.prod()
-    if reach <= 0 or singular or own.max() > CENTRAL**2 * apart:
-        return None
-    weights = np.linalg.solve(tasks, toward)
-    left = max(0.0, 1 - float(weights @ toward) / reach)
-    alone = 1 - toward**2 / own / reach  # what each leaves without the other
-    alike = tasks[0, 1] / np.sqrt(own.prod())
-    sibling = np.sqrt(max(0.0, 1 - 2 * alike**2 / (1 + alike))) if alike > 0 else 1.0
-    residual = float(np.sqrt(left))
-    if weights.min() < PART or weights.max() > WHOLE or residual > min(PAIR, BEYOND_SIBLINGS * sibling):
-        return None
-    given = tasks - np.outer(toward, toward) / reach
-    correlation = given[0, 1] / np.sqrt(max(float(np.diagonal(given).prod()), 1e-30))
-    straight = np.abs(toward / reach - 1).min() <= STRAIGHT
-    useful = np.sqrt(np.maximum(alone, 0)).min() - residual >= PART
-    return residual if useful and (correlation < APART or not straight) else None
+    i, j = np.triu_indices(len(tasks), 1)
+    own, cross, a, b = np.diagonal(tasks), tasks[i, j], toward[i], toward[j]
+    possible = (own[i] > 0) & (own[j] > 0) & (cross**2 < (1 - PART**2) * own[i] * own[j])
+    possible &= reach > 0
+    i, j, cross, a, b = i[possible], j[possible], cross[possible], a[possible], b[possible]
+    p, q = own[i], own[j]
+    area = p * q - cross**2
+    x, y = (a * q - b * cross) / area, (b * p - a * cross) / area
+    left = np.sqrt(np.maximum(0, 1 - (x * a + y * b) / reach))
+    alone = np.sqrt(np.maximum(0, 1 - np.maximum(a**2 / p, b**2 / q) / reach))  # by the better one
+    alike = np.maximum(0, cross / np.sqrt(p * q))
+    sibling = np.sqrt(np.maximum(0, 1 - 2 * alike**2 / (1 + alike)))
+    given = np.maximum(p - a**2 / reach, 1e-30) * np.maximum(q - b**2 / reach, 1e-30)
+    apart = (cross - a * b / reach) / np.sqrt(given) < APART
+    straight = np.minimum(np.abs(a / reach - 1), np.abs(b / reach - 1)) <= STRAIGHT
+    good = (np.minimum(x, y) >= PART) & (np.maximum(x, y) <= WHOLE) & (alone - left >= PART)
+    good &= (left <= np.minimum(PAIR, BEYOND_SIBLINGS * sibling)) & (apart | ~straight)
+    good &= np.maximum(p, q) <= CENTRAL**2 * (p + q - 2 * cross)
+    return list(zip(i[good].tolist(), j[good].tolist(), left[good].tolist(), strict=True))
 
 
 def find_layers(votes: Sequence[frozenset[int]]) -> Merge | None:

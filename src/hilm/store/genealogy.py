@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hilm.errors import UsageError
+from hilm.errors import UnknownModel, UsageError
 from hilm.lineage.picture import draw_trees
 from hilm.lineage.scan import ScanIndex
 from hilm.lineage.search import SHORT_LIST, Print
@@ -68,6 +68,8 @@ def survey(
         asked for is called, and the graph.
     """
     if not store.exists:
+        if model is not None:
+            raise UnknownModel(f"the store {store.path} is empty", hint="hilm index or hilm encode fills it")
         return [], [], None, lineage_graph([], 0)
     query, ref_key = None, None
     if model is not None:
