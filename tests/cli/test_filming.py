@@ -127,6 +127,7 @@ def test_a_delta_from_command_to_command(hilm):
     assert hilm("decode", "tuned", "out", *place).code == 0
     shown = hilm("show", "tuned", "--chain", "--json", *place).document
     assert [link["mode"] for link in shown["chain"]] == ["delta", "checkpoint"]
+    assert "checkpoint" in hilm("show", "tuned", "--chain", *place).out
     elsewhere = "--storage-dir", "elsewhere"
     refused = hilm("decode", shown["reel"], "no", *elsewhere)
     assert (refused.code, "--base MODEL" in refused.err) == (2, True)

@@ -83,6 +83,7 @@ def encode(
     revision: str | None,
     jobs: int | None,
     lossy: bool,
+    ray: str | None,
     storage_dir: Path | None,
     **rounding: Any,  # noqa: ANN401 - of options.rounding
 ) -> None:
@@ -108,6 +109,7 @@ def encode(
             name=name,
             preview=not no_preview,
             jobs=jobs,
+            ray=ray,
             force=force,
             progress=progress,
             **rounding,
@@ -259,17 +261,17 @@ def get(
 def fetched(document: Document) -> str:
     """Write what was read, and what that cost of a remote reel."""
     rows = document["rows"]
-    cost = f"{document['requests']} requests, {size(document['fetched'])}"
-    return facts(
-        {
-            "tensor": f"{clean(document['tensor'])}{f', rows {rows[0]}:{rows[1]}' if rows else ''}",
-            "stored as": f"{document['dtype']} {' x '.join(map(str, document['shape'])) or 'scalar'}",
-            "begins": ", ".join(map(figure, document["first"])) or output.ABSENT,
-            **{key: figure(document[key]) for key in ("mean", "std", "min", "max")},
-            "written to": clean(document["out"] or output.ABSENT),
-            "fetched": output.ABSENT if document["requests"] is None else cost,
-        }
-    )
+    told = {
+        "tensor": f"{clean(document['tensor'])}{f', rows {rows[0]}:{rows[1]}' if rows else ''}",
+        "stored as": f"{document['dtype']} {' x '.join(map(str, document['shape'])) or 'scalar'}",
+        "begins": ", ".join(map(figure, document["first"])) or output.ABSENT,
+        **{key: figure(document[key]) for key in ("mean", "std", "min", "max")},
+    }
+    if document["out"]:
+        told["written to"] = clean(document["out"])
+    if document["requests"] is not None:
+        told["fetched"] = f"{document['requests']} requests, {size(document['fetched'])}"
+    return facts(told)
 
 
 @click.command(

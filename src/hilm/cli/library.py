@@ -139,9 +139,10 @@ def is_table(value: object) -> bool:
 
 
 def tabled(things: Sequence[Document]) -> str:
-    """Write things as a table, at most 20 of them."""
-    rows = [[valued(key, value) for key, value in thing.items()] for thing in things[: output.ROWS]]
-    columns = [key.replace("_", " ") for key in things[0]]
+    """Write things as a table, at most 20 of them; some may lack a figure that others have."""
+    keys = list(dict.fromkeys(key for thing in things for key in thing))
+    rows = [[valued(key, thing.get(key)) for key in keys] for thing in things[: output.ROWS]]
+    columns = [key.replace("_", " ") for key in keys]
     return "\n".join([table(columns, rows), *output.more(len(things), len(rows), "--json lists all")])
 
 

@@ -39,11 +39,14 @@ COMMANDS: Mapping[str, Entry] = {
     "decode": Entry("Film", "filming:decode", "Write a reel's weights back as safetensors."),
     "get": Entry("Film", "filming:get", "One tensor of a reel or a few rows of it, also from a URL."),
     "verify": Entry("Film", "filming:verify", "Prove that a reel holds what was filmed."),
+    "report": Entry("Film", "reporting:report", "What a reel costs and loses, beside other codecs."),
     "index": Entry(
         "Recognise", "searching:index", "Remember checkpoints by their fingerprints, without a reel."
     ),
     "search": Entry("Recognise", "searching:search", "Find a checkpoint's relatives by its weights."),
     "diff": Entry("Recognise", "searching:diff", "Compare two checkpoints and say how they are related."),
+    "lineage": Entry("Recognise", "lineage:lineage", "Which model comes from which, as a tree."),
+    "dedupe": Entry("Recognise", "lineage:dedupe", "What is there twice, and what differences would save."),
     "list": Entry("Store", "library:list_models", "The models in the store."),
     "stats": Entry("Store", "library:stats", "What the store holds, in figures."),
     "show": Entry("Store", "library:show", "One model of the store; --sheet and --picture draw it."),

@@ -148,23 +148,33 @@ class Reel:
             UsageError: It is a difference, and the reel has no base to stand on.
             BaseMismatch: The base is not the one the difference was made against.
         """
-        entry = self.entry(name)
-        expected = self.base_sha256(name)
-        if expected is None:
+        entry, expected, base = self.entry(name), self.base_sha256(name), self.base_tensor(name)
+        if expected is None or base is None:
             yield from self._decode(entry, None)
             return
-        if self._base is None:
-            raise UsageError(
-                f"{self.name} is a delta, and its base is not there",
-                hint="name the base it was made against: --base MODEL",
-            )
-        base = BaseTensor(self._base, entry["name"], entry["dtype"], entry["shape"])
         try:
             yield from self._decode(entry, base)
         except ChecksumMismatch:
             base.check(expected)
             raise
         base.check(expected)
+
+    def base_tensor(self, name: str) -> BaseTensor | None:
+        """What a tensor is a difference from, to be read in order; None if it is none.
+
+        Raises:
+            UsageError: The reel has no base to stand on.
+            BaseMismatch: The base has no such tensor.
+        """
+        if self.base_sha256(name) is None:
+            return None
+        if self._base is None:
+            raise UsageError(
+                f"{self.name} is a delta, and its base is not there",
+                hint="name the base it was made against: --base MODEL",
+            )
+        entry = self.entry(name)
+        return BaseTensor(self._base, entry["name"], entry["dtype"], entry["shape"])
 
     def base_sha256(self, name: str) -> str | None:
         """SHA-256 of the tensor that this one is a difference from; None if it is none."""

@@ -6,6 +6,7 @@ from hilm.store.memory_plan import plan
 from hilm.store.reading import inspect, stream
 from hilm.store.reels import decode, read_tensor, verify
 from hilm.store.relations import diff
+from hilm.store.reporting import report
 from hilm.store.store import Store, encode, index, search
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "plan",
     "plan_hub",
     "read_tensor",
+    "report",
     "search",
     "stream",
     "verify",

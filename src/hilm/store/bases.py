@@ -108,7 +108,7 @@ def find_base(store: Store, base: Place) -> tuple[str, ...]:
     row = store.find(base)
     if row is None:
         return (os.fspath(base),)
-    places = _find_content(store, row["content_key"], 1)
+    places = find_content(store, row["content_key"], 1)
     if not places:
         raise UsageError(
             f"{row['name']} is not at {row['uri']} any more, and has no reel", hint="--base PATH"
@@ -135,7 +135,7 @@ def _look_up(store: Store, reel: Reel, depth: int = 1) -> tuple[str, ...]:
     pinned = reel.pinned
     assert pinned is not None  # noqa: S101 - the callers look for bases of deltas only
     key = pinned.get("content_key")
-    places = _find_content(store, bytes.fromhex(key), depth) if key else ()
+    places = find_content(store, bytes.fromhex(key), depth) if key else ()
     if not places:
         raise UsageError(
             f"{reel.name} is a delta against {pinned['hint']!r}, which is not in the store",
@@ -144,7 +144,7 @@ def _look_up(store: Store, reel: Reel, depth: int = 1) -> tuple[str, ...]:
     return places
 
 
-def _find_content(store: Store, key: bytes, depth: int) -> tuple[str, ...]:
+def find_content(store: Store, key: bytes, depth: int = 1) -> tuple[str, ...]:
     """Where the bytes of that content key are: the checkpoint itself, else an archive, else a delta."""
     if not store.exists:
         return ()
