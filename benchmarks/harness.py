@@ -70,6 +70,8 @@ class Result:
         command: How to measure it again.
         gates: What decides whether the claim holds.
         figures: Further measurements, for the reader.
+        table: Measurements by kind, as text; the first line is the header.
+        misses: What went wrong, one sentence each.
     """
 
     name: str
@@ -77,6 +79,8 @@ class Result:
     command: str
     gates: tuple[Gate, ...]
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    table: tuple[tuple[str, ...], ...] = ()
+    misses: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -92,6 +96,7 @@ class Result:
             "ok": self.ok,
             "gates": [asdict(gate) | {"ok": gate.ok} for gate in self.gates],
             "figures": {name: {"value": value, "unit": unit} for name, (value, unit) in self.figures.items()},
+            **({"table": self.table, "misses": self.misses} if self.table else {}),
             "machine": machine(),
         }
 

@@ -32,9 +32,11 @@ BENCHMARKS = (
     "fingerprint",
     "units",
     "search",
+    "lineage_zoo",
     "sampling",
     "demo",
     "resnet_bk",
+    "onevision",
 )
 
 

@@ -22,6 +22,7 @@ builtin a caller would expect, so ``except ValueError`` or ``except OSError`` ke
     │   ├── UnsafePickle
     │   ├── NotAReel
     │   ├── UnsupportedVersion
+    │   ├── ConversionError
     │   └── NotAStore
     ├── VerificationError          exit 3   (ValueError)   what is stored is not what was written
     │   ├── ChecksumMismatch
@@ -46,6 +47,7 @@ builtin a caller would expect, so ``except ValueError`` or ``except OSError`` ke
     │   ├── CatalogConflict
     │   └── CatalogSchemaError     exit 2
     └── WorkerError                exit 1   (RuntimeError)
+        └── ClusterMismatch
 """
 
 from __future__ import annotations
@@ -188,6 +190,10 @@ class UnsupportedVersion(InputError):
     default_hint = "upgrade hilm"
 
 
+class ConversionError(InputError):
+    """Weights do not have the names, shapes or types of the layout they are converted from."""
+
+
 class NotAStore(InputError):
     """The storage directory holds something that is not a hilm store."""
 
@@ -313,3 +319,9 @@ class CatalogSchemaError(CatalogError):
 
 class WorkerError(HilmError, RuntimeError):
     """A worker process failed or died."""
+
+
+class ClusterMismatch(WorkerError):
+    """A machine of the cluster runs another program than this one."""
+
+    default_hint = "install the same versions of hilm, Ray and Python on every machine"

@@ -83,6 +83,7 @@ def encode(
     revision: str | None,
     jobs: int | None,
     lossy: bool,
+    ray: str | None,
     storage_dir: Path | None,
     **rounding: Any,  # noqa: ANN401 - of options.rounding
 ) -> None:
@@ -108,6 +109,7 @@ def encode(
             name=name,
             preview=not no_preview,
             jobs=jobs,
+            ray=ray,
             force=force,
             progress=progress,
             **rounding,

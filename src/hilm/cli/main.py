@@ -45,6 +45,8 @@ COMMANDS: Mapping[str, Entry] = {
     ),
     "search": Entry("Recognise", "searching:search", "Find a checkpoint's relatives by its weights."),
     "diff": Entry("Recognise", "searching:diff", "Compare two checkpoints and say how they are related."),
+    "lineage": Entry("Recognise", "lineage:lineage", "Which model comes from which, as a tree."),
+    "dedupe": Entry("Recognise", "lineage:dedupe", "What is there twice, and what differences would save."),
     "list": Entry("Store", "library:list_models", "The models in the store."),
     "stats": Entry("Store", "library:stats", "What the store holds, in figures."),
     "show": Entry("Store", "library:show", "One model of the store; --sheet and --picture draw it."),
