@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from functools import cache, partial
+from importlib.metadata import version
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from queue import SimpleQueue
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from threadpoolctl import threadpool_limits
 
-import hilm
 from hilm.cluster.executor import TaskError, attempt
 from hilm.cluster.process import RECYCLE_AFTER, call, listen
 from hilm.errors import ClusterMismatch, HilmError, NetworkError
@@ -115,7 +115,7 @@ def _done(
         )
         answers.put((number, (None, lost, 0.0, "lost")))
     elif isinstance(answer := future.result(), str):
-        answers.put((number, ClusterMismatch(f"{answer}; this is hilm {hilm.__version__}, code {code()}")))
+        answers.put((number, ClusterMismatch(f"{answer}; this is hilm {version('hilm')}, code {code()}")))
     else:
         answers.put((number, answer))
 
@@ -132,7 +132,7 @@ def run(expected: str, request: bytes) -> Answer | str:
     """
     place = f"pid {os.getpid()} on {socket.gethostname()}"
     if code() != expected:
-        return f"{place} has hilm {hilm.__version__}, code {code()}"
+        return f"{place} has hilm {version('hilm')}, code {code()}"
     with threadpool_limits(1, "blas"):
         reply, error, seconds = attempt(call, request)
     return (None if error else bytes(reply)), error, seconds, place
@@ -141,7 +141,7 @@ def run(expected: str, request: bytes) -> Answer | str:
 @cache
 def code() -> str:
     """A digest of hilm's source: what it computes may differ where this does."""
-    digest, root = hashlib.sha256(), Path(hilm.__file__).parent
+    digest, root = hashlib.sha256(), Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
