@@ -52,8 +52,8 @@ def serve(descriptor: int) -> None:
         if request is not None:
             running[number] = task.remote(code(), request)
             running[number].future().add_done_callback(partial(_done, ray, number, running, answers))
-        elif number in running:
-            ray.cancel(running[number], force=True)
+        elif (late := running.get(number)) is not None:
+            ray.cancel(late, force=True)
 
 
 def _join(address: str, workers: int | None, folder: str) -> Any:  # noqa: ANN401 - Ray is optional

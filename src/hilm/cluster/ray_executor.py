@@ -33,9 +33,8 @@ _END_SECONDS = 10.0
 _ADDRESS = re.compile(r"local|(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", re.ASCII)
 _LOOPBACK = re.compile(r"local|(127\.[\d.]+|localhost|\[::1\]):\d+", re.ASCII)
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
-_ON_LOOPBACK = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"
-}  # or Ray replaces 127.0.0.1 by the network's address
+# Otherwise Ray replaces 127.0.0.1 by the network's address.
+_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 class _Driver(Child):
@@ -169,7 +168,8 @@ class RayExecutor(Pool):
         for number, (task, attempts, started) in list(self._running.items()):
             if self._driver is not None and started + timeout_s <= now:
                 del self._running[number]
-                self._driver.connection.send((number, None))
+                with suppress(ConnectionError):
+                    self._driver.connection.send((number, None))
                 message = f"no result within {timeout_s:g} s; the worker was killed"
                 error = TaskError("WorkerError", message, "allow more time", transient=True)
                 outcomes.append(Outcome(task, None, error, attempts, now - started, self.address))
