@@ -344,7 +344,7 @@ def test_a_killed_writer_loses_nothing_it_acknowledged(tmp_path):
         writer = following
     writer.kill()
     writer.communicate()
-    assert len(acknowledged) > 30
+    assert len(acknowledged) > 10  # on a busy machine too, some batches came through
 
 
 def check_after_kill(root, acknowledged, first):
