@@ -51,7 +51,7 @@ def test_function_is_kept_where_that_is_said(untrained, change):
     architecture, model = untrained
     recipe = recipes.RECIPES[change]
     if architecture not in recipe.only:
-        pytest.skip(f"there is no {change} {architecture}")
+        return  # this change is made of other architectures
     expected = logits(architecture, model)
     changed = recipe.make(model, data.stream(change)) if recipe.random else recipe.make(model)
     found = logits(architecture, changed)[..., : expected.shape[-1]]
