@@ -1,4 +1,4 @@
-"""A folder with everything a runtime needs: graphs, configuration, tokenizer, and the figures they passed with."""
+"""A folder with all a runtime needs: graphs, configuration, tokenizer, and the figures they passed with."""
 
 from __future__ import annotations
 

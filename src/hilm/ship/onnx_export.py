@@ -147,11 +147,11 @@ def write(
 ) -> None:
     """Trace a model and save the graph."""
     with quietly():
-        if graph == "full":
-            program = full_graph(model, inputs, opset)
-        else:
-            program = state_graph(model, graph, opset)
-    program.metadata_props.update({"hilm": __version__, "model_type": model.config.model_type, "graph": graph})
+        full = graph == "full"
+        program = full_graph(model, inputs, opset) if full else state_graph(model, graph, opset)
+    program.metadata_props.update(
+        {"hilm": __version__, "model_type": model.config.model_type, "graph": graph}
+    )
     OnnxExporter.save_program(program, path)
     if optimize is not None:
         optimized(path, path, optimize)

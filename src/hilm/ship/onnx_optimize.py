@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -84,20 +84,34 @@ def optimize_onnx_model(
         inputs = drawn(sessions[0])
         answers = [run(session, inputs) for session in sessions]
         error = max(difference(value, answers[1][name], None).error for name, value in answers[0].items())
-        times = [median_milliseconds(session, inputs) for session in sessions]
-        nodes = [len(onnx.load(file, load_external_data=False).graph.node) for file in (path, part)]
-        if error <= tolerance:
+        report = OptimizationReport(
+            path=str(out),
+            level=level,
+            nodes_before=count_nodes(path),
+            nodes_after=count_nodes(part),
+            milliseconds_before=median_milliseconds(sessions[0], inputs),
+            milliseconds_after=median_milliseconds(sessions[1], inputs),
+            max_abs_error=error,
+            ok=error <= tolerance,
+        )
+        if report.ok:
             publish(part, out)
-    return OptimizationReport(str(out), level, *nodes, *times, error, error <= tolerance)
+    return report
 
 
-def drawn(session: InferenceSession) -> dict[str, NDArray]:
+def count_nodes(path: Path) -> int:
+    """Return how many operations a graph's main part has."""
+    return len(onnx.load(path, load_external_data=False).graph.node)
+
+
+def drawn(session: InferenceSession) -> dict[str, NDArray[Any]]:
     """Draw inputs a graph accepts, knowing nothing of the model: ids 0 and 1, masks of ones, small floats."""
     random = np.random.default_rng(0)
-    inputs = {}
+    inputs: dict[str, NDArray[Any]] = {}
     for value in session.get_inputs():
         shape = [
-            size if isinstance(size, int) else (2 if axis == 0 else 17) for axis, size in enumerate(value.shape)
+            size if isinstance(size, int) else (2 if axis == 0 else 17)
+            for axis, size in enumerate(value.shape)
         ]
         if "mask" in value.name:
             inputs[value.name] = np.ones(shape, np.int64)
@@ -108,7 +122,7 @@ def drawn(session: InferenceSession) -> dict[str, NDArray]:
     return inputs
 
 
-def median_milliseconds(session: InferenceSession, inputs: dict[str, NDArray], runs: int = 7) -> float:
+def median_milliseconds(session: InferenceSession, inputs: dict[str, NDArray[Any]], runs: int = 7) -> float:
     """Time a graph after one run to warm up."""
     times = []
     for _ in range(runs + 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import starmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -98,7 +98,7 @@ def open_session(path: Path | str, threads: int = 0) -> InferenceSession:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def run(session: InferenceSession, inputs: Mapping[str, Tensor | NDArray]) -> dict[str, NDArray]:
+def run(session: InferenceSession, inputs: Mapping[str, Tensor | NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Run a graph on the inputs it knows; floats are cast to what it takes.
 
     Raises:
@@ -126,7 +126,7 @@ class Difference:
     rows: int
 
 
-def difference(reference: NDArray, answer: NDArray, mask: NDArray | None) -> Difference:
+def difference(reference: NDArray[Any], answer: NDArray[Any], mask: NDArray[Any] | None) -> Difference:
     """Compare one output; masked tokens do not count."""
     if mask is not None and reference.shape[:2] == mask.shape:
         reference, answer = reference[mask > 0], answer[mask > 0]
@@ -145,7 +145,9 @@ def compare(model: PreTrainedModel, session: InferenceSession, inputs: Inputs) -
     typed = {
         name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()
     }
-    outputs = model(**typed, return_dict=True, **({"use_cache": False} if "use_cache" in vars(model.config) else {}))
+    outputs = model(
+        **typed, return_dict=True, **({"use_cache": False} if "use_cache" in vars(model.config) else {})
+    )
     mask = inputs.get("attention_mask") if "decoder_input_ids" not in inputs else None
     compared = [
         (value.numpy(), answers[name])

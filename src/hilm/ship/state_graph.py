@@ -48,7 +48,7 @@ class Recurrence(nn.Module):
 def empty_state(config: ResNetBKConfig, batch: int) -> list[Tensor]:
     """Return the state before the first token: n, y and the potential's strength, as far as they are used."""
     channels, dtype = config.bk_channels, getattr(torch, config.core_dtype)
-    shapes = [(channels, 2)]
+    shapes: list[tuple[int, ...]] = [(channels, 2)]
     if config.use_semiseparable:
         shapes.append((channels, config.d_model // channels * (config.low_rank or 1), 2))
     if config.use_birman_schwinger:
@@ -66,7 +66,8 @@ def state_graph(model: ResNetBKForCausalLM, graph: str, opset: int) -> onnx_ir.M
         raise UsageError(f"there is no graph {graph!r}", hint=f"full, {', '.join(SAMPLE)}")
     if not isinstance(model.config, ResNetBKConfig) or not model.config.causal:
         raise UsageError(
-            f"{type(model).__name__} has no state of fixed size", hint="only a causal ResNet-BK does; use full"
+            f"{type(model).__name__} has no state of fixed size",
+            hint="only a causal ResNet-BK does; use full",
         )
     length = SAMPLE[graph]
     past = empty_state(model.config, 2)
@@ -106,12 +107,12 @@ class OnnxStreamer:
         self.state = [values.numpy() for values in empty_state(config, batch)]
         self.seen = 0
 
-    def feed(self, ids: NDArray) -> NDArray:
+    def feed(self, ids: NDArray[Any]) -> NDArray[Any]:
         """Take (B, N) tokens; return their logits, (B, N, V)."""
         pieces = [ids] if self.whole else np.split(ids, ids.shape[1], axis=1)
         return np.concatenate([self._advance(piece) for piece in pieces], 1)
 
-    def generate(self, ids: NDArray, max_new_tokens: int) -> NDArray:
+    def generate(self, ids: NDArray[Any], max_new_tokens: int) -> NDArray[Any]:
         """Continue (B, N) tokens with the likeliest ones; return all of them."""
         token = ids
         for _ in range(max_new_tokens):
@@ -119,7 +120,7 @@ class OnnxStreamer:
             ids = np.concatenate([ids, token], 1)
         return ids
 
-    def _advance(self, ids: NDArray) -> NDArray:
+    def _advance(self, ids: NDArray[Any]) -> NDArray[Any]:
         positions = np.broadcast_to(np.arange(self.seen, self.seen + ids.shape[1]), ids.shape)
         past = {f"past_{i}": values for i, values in enumerate(self.state)}
         answer = run(self.session, {"input_ids": ids, "position_ids": positions, **past})

@@ -18,12 +18,12 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from hilm.errors import HilmError, MissingExtra, UsageError
+from hilm.errors import HilmError, MissingExtra, UsageError, VerificationError
 from hilm.extras import require
-from hilm.ship.onnx_export import ExportReport
+from hilm.ship.onnx_export import ExportReport, export_to_onnx
 from hilm.ship.onnx_verify import difference, open_session, run, summarise
 from hilm.ship.publication import check_free, publish, staged
-from hilm.ship.torch_model import evaluating, load_model, sample_inputs
+from hilm.ship.torch_model import LONGEST, evaluating, load_model, sample_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,7 +78,7 @@ def export_to_tensorrt(
     opt_length: int = 128,
     max_length: int = 1024,
     workspace_gb: float = 4,
-    calibration: Sequence[Mapping[str, NDArray]] | None = None,
+    calibration: Sequence[Mapping[str, NDArray[Any]]] | None = None,
     tolerance: float | None = None,
     force: bool = False,
 ) -> ExportReport:
@@ -108,14 +108,19 @@ def export_to_tensorrt(
     trt = require_tensorrt()
     source, engine_path = Path(onnx_path), Path(engine_path)
     if (fp16 and int8) or (int8 and not calibration):
-        raise UsageError("int8 needs calibration inputs, and goes without fp16", hint="calibration=[{name: array}]")
+        raise UsageError(
+            "int8 needs calibration inputs, and goes without fp16", hint="calibration=[{name: array}]"
+        )
     check_free(engine_path, force=force)
     started = time.perf_counter()
     precision = "float16" if fp16 else "int8" if int8 else "float32"
     limit = TOLERANCES[precision] if tolerance is None else tolerance
     with staged(engine_path) as part, tempfile.TemporaryDirectory() as scratch:
         graph = prepared(source, Path(scratch) / source.name, precision, calibration)
-        profile = {0: (1, max(1, max_batch_size // 2), max_batch_size), 1: (min_length, opt_length, max_length)}
+        profile = {
+            0: (1, max(1, max_batch_size // 2), max_batch_size),
+            1: (min_length, opt_length, max_length),
+        }
         part.write_bytes(build(trt, graph, profile, workspace_gb))
         report = compared(trt, part, source, (min_length, opt_length, max_length), max_batch_size, limit)
         if report.ok:
@@ -139,19 +144,49 @@ def export_to_tensorrt(
         )
 
 
-class Calibration(CalibrationDataReader):  # type: ignore[misc] - onnxruntime is not typed
+def export_model_to_tensorrt(
+    model: PreTrainedModel | str | Path,
+    engine_path: str | Path,
+    *,
+    max_length: int | None = None,
+    **options: Any,  # noqa: ANN401 - those of export_to_tensorrt
+) -> ExportReport:
+    """Build an engine from an ONNX graph or, by way of a verified one, from a model.
+
+    Raises:
+        MissingExtra: TensorRT or a GPU is missing.
+        VerificationError: The ONNX graph is not right.
+    """
+    require_tensorrt()
+    check_free(Path(engine_path), force=options.get("force", False))
+    end = max_length or LONGEST
+    options |= {"max_length": end, "opt_length": min(128, end)}
+    if str(model).endswith(".onnx"):
+        return export_to_tensorrt(str(model), engine_path, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "model.onnx"
+        report = export_to_onnx(model, graph, max_length=max_length)
+        if not report.ok:
+            raise VerificationError(
+                f"the ONNX graph differs from the model by {report.max_abs_error:.3g}",
+                hint="hilm export onnx tells more",
+            )
+        return export_to_tensorrt(graph, engine_path, **options)
+
+
+class Calibration(CalibrationDataReader):
     """Hands out calibration inputs one by one."""
 
-    def __init__(self, inputs: Sequence[Mapping[str, NDArray]]) -> None:
+    def __init__(self, inputs: Sequence[Mapping[str, NDArray[Any]]]) -> None:
         self.left = iter(inputs)
 
-    def get_next(self) -> Mapping[str, NDArray] | None:
+    def get_next(self) -> Mapping[str, NDArray[Any]] | None:
         """Return the next inputs, None at the end."""
         return next(self.left, None)
 
 
 def prepared(
-    source: Path, out: Path, precision: str, calibration: Sequence[Mapping[str, NDArray]] | None
+    source: Path, out: Path, precision: str, calibration: Sequence[Mapping[str, NDArray[Any]]] | None
 ) -> Path:
     """Write the precision into a copy of the graph; float32 is the graph itself."""
     if precision == "float32":
@@ -189,7 +224,9 @@ def build(trt: Any, graph: Path, profile: Mapping[int, tuple[int, ...]], workspa
     config.add_optimization_profile(shapes)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise HilmError(f"TensorRT built no engine from {graph.name}", hint="raise workspace_gb or lower max_length")
+        raise HilmError(
+            f"TensorRT built no engine from {graph.name}", hint="raise workspace_gb or lower max_length"
+        )
     return bytes(engine)
 
 
@@ -245,7 +282,12 @@ def compared(trt: Any, path: Path, source: Path, lengths: Sequence[int], batch: 
 
 
 def benchmark_tensorrt_speedup(
-    model: PreTrainedModel | str | Path, engine_path: str | Path, *, batch: int = 1, length: int = 128, runs: int = 50
+    model: PreTrainedModel | str | Path,
+    engine_path: str | Path,
+    *,
+    batch: int = 1,
+    length: int = 128,
+    runs: int = 50,
 ) -> SpeedReport:
     """Time PyTorch and an engine on the same GPU and inputs, after warming up.
 

@@ -27,14 +27,14 @@ LONGEST = 1024
 
 
 def load_model(model: PreTrainedModel | str | Path) -> PreTrainedModel:
-    """Return a model in eval mode: the one given, or float32 from a folder or the Hub, with its own head.
+    """Return the model given, or float32 from a folder or the Hub, with its own head.
 
     Raises:
         NotACheckpoint: The folder holds no model that transformers knows.
         NetworkError: The Hub does not give the model.
     """
     if isinstance(model, nn.Module):
-        return model.eval()
+        return model
     name = str(model)
     if not Path(name).is_dir() and not is_hub_id(name):
         raise NotACheckpoint(f"{name} is neither a model folder nor a Hub id")

@@ -53,7 +53,8 @@ def kept(keep: Tensor | None, new: Complex, old: Complex) -> Complex:
 def run(step: Any, start: Any, inputs: Any, axis: int) -> tuple[Any, Any]:
     """Run ``state, answer = step(state, *inputs)`` along an axis; return the last state and all answers."""
     owned = tuple(part.clone(memory_format=torch.contiguous_format) for part in start)  # loop allows no alias
-    return loop(lambda state, values: step(state, *values), owned, inputs, dim=axis)
+    last, answers = loop(lambda state, values: step(state, *values), owned, inputs, dim=axis)
+    return last, answers
 
 
 def carried(step: Any, start: Any, maps: Any) -> Any:
@@ -129,9 +130,9 @@ def exported_values(n: Tensor, x: Tensor, start: Tensor, keep: Tensor | None) ->
 
     zero, one = torch.zeros_like(steps[2][:, :, 0]), torch.ones_like(steps[0][:, :, 0])
     maps, trajectory = run(extend, (zero, zero, one, torch.zeros_like(one)), steps, 2)
-    before = [part[:, :, None] for part in carried(over, start.unbind(-1), maps)]
-    decay = [part[..., None] for part in trajectory[2:]]
-    values = plus(trajectory[:2], times(decay, before))
+    before = carried(over, start.unbind(-1), maps)
+    decay = (trajectory[2][..., None], trajectory[3][..., None])
+    values = plus(trajectory[:2], times(decay, (before[0][:, :, None], before[1][:, :, None])))
     return torch.stack(values, -1).flatten(1, 2)[:, : x.shape[1]]
 
 

@@ -248,7 +248,9 @@ class ResNetBKMixer(nn.Module):
 
 def swept(a: Tensor, x: Tensor | None, start: list[Tensor], keep: Tensor | None) -> list[Tensor]:
     """Run the recurrences from the left: n (B, N, H, 2), and y (B, N, H, K, 2) if there are values."""
-    scans = (exported_fraction, exported_values) if torch.compiler.is_exporting() else (fraction_scan, value_scan)
+    scans = (
+        (exported_fraction, exported_values) if torch.compiler.is_exporting() else (fraction_scan, value_scan)
+    )
     n = scans[0](a, start[0], keep)
     return [n] if x is None else [n, scans[1](n, x, start[1], keep)]
 
