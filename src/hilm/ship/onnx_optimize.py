@@ -55,7 +55,8 @@ def optimized(path: Path, out: Path, level: str) -> None:
     options.optimized_model_filepath = str(raw)
     with refusing(path):
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    model = onnx.load(raw)
+    model = onnx.load(raw, load_external_data=False)
+    onnx.load_external_data_for_model(model, str(path.parent))  # it names the original's weights
     raw.unlink()
     out.with_name(f"{out.name}.data").unlink(missing_ok=True)
     onnx.save_model(model, out, save_as_external_data=True, location=f"{out.name}.data")
