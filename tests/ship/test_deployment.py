@@ -11,7 +11,9 @@ from hilm.ship import export_model_for_deployment
 
 
 def test_a_folder_holds_all_that_serving_needs(models, tmp_path):
-    report = export_model_for_deployment(models["resnet-bk"], tmp_path / "out", quantize="int8", max_length=60)
+    report = export_model_for_deployment(
+        models["resnet-bk"], tmp_path / "out", quantize="int8", max_length=60
+    )
     assert report
     assert set(report.exports) == {"model.onnx", "step.onnx", "model-int8.onnx"}
     written = {file.name for file in (tmp_path / "out").iterdir()}

@@ -22,7 +22,7 @@ def test_the_graph_is_the_model_at_every_length_and_batch(name, exported, models
     assert report.bytes == sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
     assert models[name].training  # as it was
     shapes = {value.name: value.shape for value in onnxruntime.InferenceSession(path).get_inputs()}
-    assert shapes == dict.fromkeys(("input_ids", "attention_mask"), ["batch", "sequence"])
+    assert shapes == {name: ["batch", "sequence"] for name in ("input_ids", "attention_mask")}
 
 
 def test_a_masked_token_is_inert_in_the_graph(exported):

@@ -32,7 +32,11 @@ def recording(*, parses=True, engine=b"engine"):
 
 def test_without_the_library_or_a_gpu_nothing_is_written(tmp_path, monkeypatch):
     engine = tmp_path / "model.engine"
-    for version, gpu, reason in ((None, False, "not installed"), ("10.9", False, "GPU"), ("8.6.1", True, "8.6.1")):
+    for version, gpu, reason in (
+        (None, False, "not installed"),
+        ("10.9", False, "GPU"),
+        ("8.6.1", True, "8.6.1"),
+    ):
         module = None if version is None else SimpleNamespace(__version__=version)
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)

@@ -14,6 +14,8 @@ from hilm.errors import UsageError
 from hilm.extras import require
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from hilm.cli.output import Document
 
 FORMATS = ("onnx", "tensorrt", "all", "verify")
@@ -35,9 +37,7 @@ FORMATS = ("onnx", "tensorrt", "all", "verify")
 @click.option(
     "--tolerance", type=click.FloatRange(min=0), metavar="E", help="Largest absolute error. [default: 1e-5]"
 )
-@click.option(
-    "--max-length", type=click.IntRange(min=1), metavar="N", help="Longest sequence. [1024]"
-)
+@click.option("--max-length", type=click.IntRange(min=1), metavar="N", help="Longest sequence. [1024]")
 @click.option(
     "--precision",
     type=click.Choice(["float32", "float64", "float16", "auto"]),
@@ -56,13 +56,13 @@ FORMATS = ("onnx", "tensorrt", "all", "verify")
 @click.option("--force", is_flag=True, help="Replace OUT.")
 @options.switches
 def export(form: str, model: str, out: Path, **chosen: Any) -> None:  # noqa: ANN401 click's options
-    """Export MODEL to OUT, compare it with PyTorch, and write it only when it agrees; exit 3 when it does not.
+    """Export MODEL to OUT, compare it with PyTorch, write it only when it agrees; else exit 3.
 
     MODEL is a transformers folder or a Hub id; tensorrt also takes an ONNX graph. OUT is a file, for all a
     new folder, for verify the graph to check. Batch and length are dynamic.
     """
     check_options(form, chosen)
-    ship = require("hilm.ship")
+    ship = shipping()
     common = {"tolerance": chosen["tolerance"], "max_length": chosen["max_length"]}
     if form == "all":
         report = ship.export_model_for_deployment(model, out, quantize=chosen["quantize"], **common)
@@ -79,6 +79,13 @@ def export(form: str, model: str, out: Path, **chosen: Any) -> None:  # noqa: AN
     output.emit(dataclasses.asdict(report), described)
     if not report.ok:
         click.get_current_context().exit(3)
+
+
+def shipping() -> ModuleType:
+    """Return the room, and keep the progress bars of transformers off stderr."""
+    ship = require("hilm.ship")
+    require("transformers.utils.logging").disable_progress_bar()
+    return ship
 
 
 def check_options(form: str, chosen: dict[str, Any]) -> None:
@@ -134,7 +141,7 @@ def figures(report: Document) -> dict[str, str]:
 @options.switches
 def bench(model: str, lengths: tuple[int, ...], batch: int) -> None:
     """Time MODEL on this machine's processor: PyTorch against ONNX Runtime, the same inputs and threads."""
-    report = require("hilm.ship").bench(model, lengths=lengths or (16, 128, 512), batch=batch)
+    report = shipping().bench(model, lengths=lengths or (16, 128, 512), batch=batch)
     output.emit({"model": model, **dataclasses.asdict(report)}, timed)
     if not report.ok:
         click.get_current_context().exit(3)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 from onnxruntime.quantization import quantize_dynamic
 
 from hilm.errors import UsageError
@@ -119,8 +120,10 @@ def quantized(model: PreTrainedModel, path: Path, max_length: int | None) -> Exp
     """Quantise a graph's matrix products to 8 bits beside it; what it must keep is the likeliest token."""
     out = path.with_name("model-int8.onnx")
     with staged(out) as part:
+        graph = onnx.load(path)
+        forget_shapes(graph.graph)
         with quietly():
-            quantize_dynamic(path, part, use_external_data_format=True)
+            quantize_dynamic(graph, part, use_external_data_format=True)
         checked = verify_onnx_model(model, part, max_length=max_length, tolerance=float("inf"))
         report = dataclasses.replace(
             described(out, part, "int8", checked, 0.0), ok=checked.top1_agreement >= INT8_AGREEMENT
@@ -128,3 +131,14 @@ def quantized(model: PreTrainedModel, path: Path, max_length: int | None) -> Exp
         if report.ok:
             publish(part, out)
     return report
+
+
+def forget_shapes(graph: onnx.GraphProto, *, loop: bool = False) -> None:
+    """Drop inferred shapes: the quantiser infers them again, and trips over those inside loops."""
+    del graph.value_info[:]
+    for value in [*graph.input, *graph.output] if loop else ():
+        value.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                forget_shapes(attribute.g, loop=True)

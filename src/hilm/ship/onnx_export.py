@@ -149,6 +149,9 @@ def write(
     with quietly():
         full = graph == "full"
         program = full_graph(model, inputs, opset) if full else state_graph(model, graph, opset)
+    for node in program.graph:
+        if node.op_type == "Scan" and not node.attributes["scan_output_directions"].value:
+            del node.attributes["scan_output_directions"]  # the quantiser cannot read an empty list
     program.metadata_props.update(
         {"hilm": __version__, "model_type": model.config.model_type, "graph": graph}
     )
