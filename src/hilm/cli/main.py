@@ -52,6 +52,8 @@ COMMANDS: Mapping[str, Entry] = {
     "show": Entry("Store", "library:show", "One model of the store; --sheet and --picture draw it."),
     "rm": Entry("Store", "library:remove", "Forget a model and delete its reel."),
     "model": Entry("Make", "models:model", "Make a fresh ResNet-BK language model: hilm model new OUT."),
+    "export": Entry("Make", "exporting:export", "Export a model to ONNX or TensorRT, verified."),
+    "bench": Entry("Make", "exporting:bench", "Time a model here: PyTorch against ONNX Runtime."),
 }
 """Every command, in the order of the help."""
 

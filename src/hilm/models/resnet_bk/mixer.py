@@ -6,13 +6,17 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .blocked import exported_fraction, exported_values
 from .scan import fraction_scan, shifted, value_scan
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from .cache_resnet_bk import ResNetBKCacheLayer
     from .configuration_resnet_bk import ResNetBKConfig
 
@@ -51,7 +55,6 @@ def free_closure(p: Tensor, q: Tensor) -> Tensor:
     return 2 * reciprocal(torch.stack([p + root_real, signed - q], -1))
 
 
-@lru_cache(maxsize=16)
 def prime_bumps(size: int, k_max: int, epsilon: float) -> Tensor:
     """Return von Mangoldt weights log p / n^(1/2 + epsilon) at n = p^k, k <= k_max, else 0; the largest is 1.
 
@@ -63,16 +66,23 @@ def prime_bumps(size: int, k_max: int, epsilon: float) -> Tensor:
     Returns:
         (size + 1,) float64, indexed by n.
     """
-    prime = torch.ones(size + 1, dtype=torch.bool)
+    return torch.from_numpy(bump_table(size, k_max, epsilon))
+
+
+@lru_cache(maxsize=16)
+def bump_table(size: int, k_max: int, epsilon: float) -> NDArray[np.float64]:
+    """Compute :func:`prime_bumps`, in numpy: a tensor cached while tracing would be a fake one."""
+    prime = np.ones(size + 1, bool)
     prime[:2] = False
     for n in range(2, math.isqrt(size) + 1):
         prime[2 * n :: n] = False
-    primes = prime.nonzero()[:, 0]
-    table = torch.zeros(size + 1, dtype=torch.float64)
+    primes = prime.nonzero()[0]
+    table = np.zeros(size + 1)
     for k in range(1, min(k_max, size.bit_length()) + 1):
-        base = primes[primes.double() ** k <= size]
-        table[base**k] = base.double().log() * base.double() ** (-k * (0.5 + epsilon))
-    return table / table.max()
+        base = primes[primes.astype(float) ** k <= size]
+        table[base**k] = np.log(base) * base.astype(float) ** (-k * (0.5 + epsilon))
+    scaled: NDArray[np.float64] = table / table.max()
+    return scaled
 
 
 class Operator(NamedTuple):
@@ -247,8 +257,11 @@ class ResNetBKMixer(nn.Module):
 
 def swept(a: Tensor, x: Tensor | None, start: list[Tensor], keep: Tensor | None) -> list[Tensor]:
     """Run the recurrences from the left: n (B, N, H, 2), and y (B, N, H, K, 2) if there are values."""
-    n = fraction_scan(a, start[0], keep)
-    return [n] if x is None else [n, value_scan(n, x, start[1], keep)]
+    scans = (
+        (exported_fraction, exported_values) if torch.compiler.is_exporting() else (fraction_scan, value_scan)
+    )
+    n = scans[0](a, start[0], keep)
+    return [n] if x is None else [n, scans[1](n, x, start[1], keep)]
 
 
 def two_sided(

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 HALTED = 0.01
 """Survival at which a token's updates end."""
 
+EXPORTED_POSITIONS = 65_535
+"""Positions an exported graph has prime bumps for."""
+
 
 @dataclass
 class ResNetBKModelOutput(MoeModelOutputWithPast):
@@ -268,7 +271,10 @@ class ResNetBKModel(ResNetBKPreTrainedModel):
             hidden = hidden + self.embed_positions(position.clamp(0, self.config.n_seq - 1))
         if not self.config.use_prime_bump:
             return self.dropout(hidden), None
-        largest = int(position.max()) + 1 if position.numel() else 0
+        if torch.compiler.is_exporting():
+            largest = EXPORTED_POSITIONS  # a graph holds one table; it refuses positions beyond
+        else:
+            largest = int(position.max()) + 1 if position.numel() else 0
         table = prime_bumps(1 << max(4, largest.bit_length()), self.config.k_max, self.config.epsilon)
         return self.dropout(hidden), table.to(position.device)[position + 1]
 
