@@ -395,7 +395,7 @@ def _conclude(
     found: Audit | None,
     warnings: list[str],
 ) -> ParityReport:
-    measured = any(stage.ratio is not None for stage in stages)
+    measured = any(stage.ratio is not None and stage.mode == "local" for stage in stages)
     failed = any(stage.status == "fail" for stage in stages)
     floor = (not failed) if measured else (False if failed else None)
     compatible = all(_is_compatible(item.name, stages, plan[-1], gates) for item in items)

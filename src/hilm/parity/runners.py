@@ -21,11 +21,12 @@ from hilm.errors import InputError, UsageError
 from hilm.extras import require
 from hilm.parity.audit import survey
 from hilm.parity.inputs import grid_keys, read_arrays
-from hilm.parity.taps import Pass, find_blocks, watched
+from hilm.parity.taps import Pass, find_blocks, to_numpy, watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from hilm.parity.audit import Survey
@@ -116,12 +117,26 @@ class TorchRunner:
         """Run one input and send every stage as it fires."""
         torch = require("torch")
         args, kwargs, keys = self.prepare(item, self.model)
-        find = partial(token_keys, item, kwargs.get("attention_mask"))
+        mask = kwargs.get("attention_mask")
+        find = partial(token_keys, item, None if mask is None else mask.cpu())
         pass_ = Pass(sink, find if keys is None else lambda _: keys, inject, level)
         _, blocks = find_blocks(self.model, self.blocks)
         with torch.no_grad(), watched(blocks, pass_):
             output = self.model(*args, **kwargs)
         pass_.finish(final_tensors(output))
+
+    def hidden_state(self, item: Item, layer: int) -> NDArray[np.float32]:
+        """One of the model's ``hidden_states`` of an input, as float32.
+
+        Raises:
+            UsageError: It has no such layer.
+        """
+        args, kwargs, _ = self.prepare(item, self.model)
+        with require("torch").no_grad():
+            states = self.model(*args, **kwargs, output_hidden_states=True).hidden_states
+        if not -len(states) <= layer < len(states):
+            raise UsageError(f"there are {len(states)} hidden states, none is {layer}", hint="--layer -2")
+        return to_numpy(states[layer]).astype(np.float32)
 
     def survey(self) -> Survey:
         """Load it as it is stored and say what it holds."""
@@ -147,7 +162,7 @@ def final_tensors(output: Any) -> dict[str, Tensor]:  # noqa: ANN401 - whatever 
     return {stage: output[name] for name, stage in names.items() if output.get(name) is not None}
 
 
-def token_keys(item: Item, mask: Tensor | None, shape: tuple[int, ...]) -> Keys:
+def token_keys(item: Item, mask: Tensor | NDArray[Any] | None, shape: tuple[int, ...]) -> Keys:
     """Make the keys (sample, t, y, x) of tokens ``(B, N, D)``, ``(N, D)`` or ``(B, h, w, D)``.
 
     Patches of a picture or of the frames of a clip have their places; tokens in front of them have t = -1
@@ -167,7 +182,7 @@ def token_keys(item: Item, mask: Tensor | None, shape: tuple[int, ...]) -> Keys:
     keys = np.zeros((batch, count, 4), np.int32)
     keys[..., 0], keys[..., 3] = np.arange(batch)[:, None], np.arange(count)
     if mask is not None and tuple(mask.shape) == (batch, count):
-        kept = np.asarray(mask.cpu()) > 0
+        kept = np.asarray(mask) > 0
         keys[..., 3] = np.cumsum(kept, axis=1) - 1
         keys[~kept] = -1
     return keys.reshape(-1, 4)
@@ -192,91 +207,6 @@ def prepare_module(item: Item, model: nn.Module) -> tuple[tuple[Any, ...], dict[
 def module_runner(model: nn.Module, *, prepare: Prepare = prepare_module, label: str = "") -> TorchRunner:
     """Run a module that is in memory; it stays as it is, copies are cast."""
     return TorchRunner(lambda: copy.deepcopy(model), prepare, label or type(model).__name__)
-
-
-def load_transformers(path: str, weights: str = "") -> nn.Module:
-    """Load a transformers model strictly, as the class its config names, and run no code of strangers.
-
-    Args:
-        path: Folder or Hub id.
-        weights: A checkpoint or reel whose weights it gets instead of its own.
-
-    Raises:
-        InputError: There is no config, no such architecture, or weights do not fit it.
-    """
-    transformers = require("transformers")
-    config = read_config(path)
-    name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
-    kind = getattr(transformers, name, transformers.AutoModel)
-    state = read_weights(weights) if weights else None
-    with quiet():
-        try:
-            if state is None:
-                model, report = kind.from_pretrained(path, dtype="auto", output_loading_info=True)
-            else:
-                model, report = kind.from_pretrained(
-                    None, config=config, state_dict=state, output_loading_info=True
-                )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(f"{path}: cannot be loaded: {first_line(error)}") from error
-    lacking = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
-    if lacking or report["unexpected_keys"]:
-        raise InputError(
-            f"{weights or path}: weights do not fit: missing or misshapen {lacking or 'none'}, "
-            f"unexpected {sorted(report['unexpected_keys']) or 'none'}",
-            hint="the config must be that of the weights",
-        )
-    return model
-
-
-def read_config(path: str) -> Any:  # noqa: ANN401 - transformers' config
-    """Read a transformers config.
-
-    Raises:
-        InputError: There is none, or of a type that is not known.
-    """
-    transformers = require("transformers")
-    try:
-        return transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path}: no usable config.json: {first_line(error)}", hint="give a model folder"
-        ) from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from drawing bars and tables while it loads."""
-    logging = require("transformers").utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def read_weights(spec: str) -> dict[str, Tensor]:
-    """Read a reel or any checkpoint as a state dict of float32 tensors."""
-    from hilm.reel.decoder import Reel  # noqa: PLC0415 only this needs it
-    from hilm.weights import open_checkpoint  # noqa: PLC0415
-
-    torch = require("torch")
-    kind, colon, rest = spec.partition(":")
-    if colon and kind == "reel":
-        with Reel.open(rest) as reel:
-            return {name: torch.from_numpy(reel.tensor(name)) for name in reel.tensors}
-    with open_checkpoint(rest if colon and kind in {"safetensors", "gguf"} else spec) as checkpoint:
-        weights = [name for name, info in checkpoint.tensors.items() if info.is_weight]
-        return {name: torch.from_numpy(checkpoint.array(name).copy()) for name in weights}
 
 
 @dataclass(slots=True)
@@ -343,50 +273,3 @@ def write_dump(runner: Runner, items: list[Item], folder: Path) -> None:
         np.savez(folder / f"{item.name}.npz", **arrays)
     (folder / "parity.json").write_text(json.dumps({"label": runner.label, "dtype": runner.dtype}), "utf-8")
     runner.close()
-
-
-def open_runner(spec: str, *, weights: str = "", blocks: str = "", device: str = "cpu") -> Runner:
-    """Make the runner a text asks for; nothing is loaded yet.
-
-    Args:
-        spec: ``hf:PATH``, ``module:package.module:factory``, ``onnx:FILE``, ``npz:DIR``, or a bare path.
-        weights: Weights an ``hf:`` side gets instead of its own.
-        blocks: Path of the stack of blocks.
-        device: Where torch runs.
-
-    Raises:
-        UsageError: The kind is not known, or takes no other weights.
-        InputError: There is no such file.
-    """
-    kind, colon, rest = spec.partition(":")
-    if not colon or kind not in {"hf", "module", "onnx", "npz"}:
-        path = Path(spec)
-        dump = (path / "parity.json").exists()
-        kind, rest = ("onnx" if path.suffix == ".onnx" else "npz" if dump else "hf"), spec
-    if weights and kind != "hf":
-        raise UsageError(f"{spec} takes no other weights", hint="only hf: sides do")
-    if kind == "npz":
-        return DumpRunner(Path(rest), spec)
-    if kind == "onnx":
-        from hilm.parity.onnx_runner import OnnxRunner  # noqa: PLC0415 needs onnxruntime
-
-        return OnnxRunner(Path(rest), spec)
-    if kind == "module":
-        return _factory_runner(rest, spec, blocks, device)
-    config = read_config(rest)
-    if str(config.model_type).startswith(("hilm_onevision", "onevision_encoder", "llava_vit")):
-        return onevision_runner(rest, device=device, weights=weights)
-    return TorchRunner(
-        partial(load_transformers, rest, weights), prepare_module, weights or rest, blocks, device
-    )
-
-
-def _factory_runner(target: str, label: str, blocks: str, device: str) -> TorchRunner:
-    module, _, name = target.partition(":")
-    try:
-        factory = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"{label}: {error}", hint="module:package.module:factory") from error
-    made, adapter = factory()
-    prepare = prepare_module if adapter is None else lambda item, _: adapter.prepare(item)
-    return TorchRunner(lambda: copy.deepcopy(made), prepare, label, blocks, device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -122,19 +123,26 @@ def find_blocks(model: nn.Module, path: str = "") -> tuple[str, list[nn.Module]]
     return max(stacks, key=lambda stack: len(stack[1]))
 
 
-def role(name: str, module: nn.Module) -> str:
-    """Say what a part of a block does: ``norm``, ``attn`` or ``mlp``, by its name and class."""
-    text = f"{name} {type(module).__name__}".lower()
-    if "norm" in text or name.startswith("ln"):
-        return "norm"
-    return "attn" if "attn" in text or "attention" in text else "mlp"
+def part_name(layer: int, name: str, kind: str, seen: Counter[str]) -> str:
+    """Name a part of a block by what it does and how many of its kind ran before: ``layer.3/norm2``.
+
+    Args:
+        layer: Number of the block.
+        name: Its name in the block.
+        kind: Its class.
+        seen: Parts of the block that ran before; counted up.
+    """
+    text = f"{name} {kind}".lower()
+    attention = "attn" in text or "attention" in text
+    role = "norm" if "norm" in text or name.startswith("ln") else "attn" if attention else "mlp"
+    seen[role] += 1
+    return f"layer.{layer}/{role}{seen[role] if role == 'norm' or seen[role] > 1 else ''}"
 
 
 @contextmanager
 def watched(blocks: list[nn.Module], pass_: Pass) -> Iterator[None]:
     """Send every block and part of a block to a pass while the model runs."""
     handles: list[Any] = []
-    roles = Counter[str]()
     fed, last = pass_.inject is not None, len(blocks) - 1
 
     def watch(module: nn.Module, name: Callable[[], str], *, feed: bool, final: bool) -> None:
@@ -157,24 +165,23 @@ def watched(blocks: list[nn.Module], pass_: Pass) -> Iterator[None]:
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(after))
 
-    def watch_part(index: int, part: nn.Module, kind: str) -> None:
-        def name() -> str:
-            roles[f"{index}{kind}"] += 1
-            count = roles[f"{index}{kind}"]
-            return f"layer.{index}/{kind}{count if kind == 'norm' or count > 1 else ''}"
-
-        watch(part, name, feed=fed and pass_.level == "sub", final=False)
-
     for index, block in enumerate(blocks):
-        watch(block, lambda index=index: f"layer.{index}", feed=fed, final=fed and index == last)  # type: ignore[misc]
+        seen = Counter[str]()
+        watch(block, partial(_begin, index, seen), feed=fed, final=fed and index == last)
         for name, part in block.named_children():
             if any(True for _ in part.parameters()):
-                watch_part(index, part, role(name, part))
+                called = partial(part_name, index, name, type(part).__name__, seen)
+                watch(part, called, feed=fed and pass_.level == "sub", final=False)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _begin(layer: int, seen: Counter[str]) -> str:
+    seen.clear()
+    return f"layer.{layer}"
 
 
 def first_tensor(args: list[Any], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
