@@ -75,6 +75,11 @@ class Stage:
     detail: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
     worst: list[dict[str, Any]] = field(default_factory=list)
+    trial: Trial | None = field(default=None, repr=False)
+
+    def document(self) -> dict[str, Any]:
+        """Everything but the arrays."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "trial"}
 
 
 @dataclass(slots=True)
@@ -107,7 +112,7 @@ class ParityReport:
             },
             "first_divergence": self.first_divergence,
             "inputs": {item.name: {"path": item.path, **item.facts} for item in self.items},
-            "stages": [asdict(stage) for stage in self.stages],
+            "stages": [stage.document() for stage in self.stages],
             "floor": self.floor,
             "audit": None if self.audit is None else asdict(self.audit),
             "warnings": self.warnings,
@@ -270,6 +275,71 @@ def _plan(reference: Runner, candidate: Runner, precision: str) -> list[str]:
     return ["float32"] if precision == "float32" or deployed == "float32" else ["float32", deployed]
 
 
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What candidates are compared with in one number format.
+
+    Attributes:
+        low: That format.
+        modes: ``free``, ``block`` (each block is fed) and ``sub`` (each part too).
+        records: What the reference did with each input in the higher format.
+        floors: What it deviates from that in the lower one, by mode and stage.
+    """
+
+    low: str
+    modes: Sequence[str]
+    records: list[Record]
+    floors: list[dict[str, dict[str, Trial]]]
+
+
+def record_baseline(
+    reference: Runner,
+    items: Sequence[Item],
+    low: str,
+    modes: Sequence[str],
+    folder: Path,
+    through: str | None = None,
+) -> Baseline:
+    """Run the reference in the higher format and, if it can be cast, in the lower one.
+
+    Args:
+        reference: The trusted side; free again at the end.
+        items: Inputs.
+        low: Format of the candidates.
+        modes: As in ``Baseline``.
+        folder: Where tensors are kept.
+        through: Format its weights are rounded to first.
+    """
+    castable = "cast" in reference.capabilities
+    reference.open(HIGHER[low] if castable else reference.dtype, through)
+    records = [Record(folder / str(number)) for number in range(len(items))]
+    for record, item in zip(records, items, strict=True):
+        record.folder.mkdir()
+        reference.run(item, record.keep)
+    floors: list[dict[str, dict[str, Trial]]] = [{} for _ in items]
+    if castable:
+        reference.open(low, through)
+        floors = [
+            {mode: try_run(reference, item, record, mode) for mode in modes}
+            for record, item in zip(records, items, strict=True)
+        ]
+    reference.close()
+    return Baseline(low, modes, records, floors)
+
+
+def judge_candidate(
+    candidate: Runner, items: Sequence[Item], baseline: Baseline, gates: Gates
+) -> list[Stage]:
+    """Run a candidate and judge every stage of every input."""
+    candidate.open(baseline.low)
+    stages: list[Stage] = []
+    for item, record, floors in zip(items, baseline.records, baseline.floors, strict=True):
+        runs = {mode: try_run(candidate, item, record, mode) for mode in baseline.modes}
+        stages += _judge_runs(item.name, record, runs, floors, baseline.low, gates)
+    candidate.close()
+    return stages
+
+
 def _compare_in(
     reference: Runner,
     candidate: Runner,
@@ -285,25 +355,9 @@ def _compare_in(
     coarser = DTYPES.index(candidate.dtype) > DTYPES.index(reference.dtype)
     through = candidate.dtype if deep and coarser else None
     with TemporaryDirectory(prefix="hilm-parity-") as folder:
-        records = [Record(Path(folder) / str(n)) for n in range(len(pairs))]
-        castable = "cast" in reference.capabilities
-        reference.open(HIGHER[low] if castable else reference.dtype, through)
-        for record, (item, _) in zip(records, pairs, strict=True):
-            record.folder.mkdir()
-            reference.run(item, record.keep)
-        floors = [dict[str, dict[str, Trial]]() for _ in pairs]
-        if castable:
-            reference.open(low, through)
-            for floor, record, (item, _) in zip(floors, records, pairs, strict=True):
-                floor |= {mode: try_run(reference, item, record, mode) for mode in modes}
-        reference.close()
-        candidate.open(low)
-        stages: list[Stage] = []
-        for floor, record, (_, item) in zip(floors, records, pairs, strict=True):
-            runs = {mode: try_run(candidate, item, record, mode) for mode in modes}
-            stages += _judge_runs(item.name, record, runs, floor, low, gates)
-        candidate.close()
-    return stages
+        items = [item for item, _ in pairs]
+        baseline = record_baseline(reference, items, low, modes, Path(folder), through)
+        return judge_candidate(candidate, [item for _, item in pairs], baseline, gates)
 
 
 def _judge_runs(
@@ -340,7 +394,7 @@ def _judge_stage(
         result.status, result.detail = "fail", trial.problem
         return result
     result.error, result.figures = trial.error, trial.measured.figures()
-    result.worst = worst_tokens(trial.measured, trial.keys)
+    result.trial, result.worst = trial, worst_tokens(trial.measured, trial.keys)
     if trial.measured.nonfinite:
         result.status, result.detail = "fail", judge(trial.measured)
     elif floor is not None:
