@@ -43,6 +43,10 @@ COMMANDS: Mapping[str, Entry] = {
     ),
     "search": Entry("Recognise", "searching:search", "Find a checkpoint's relatives by its weights."),
     "diff": Entry("Recognise", "searching:diff", "Compare two checkpoints and say how they are related."),
+    "parity": Entry("Prove", "parity:parity", "Prove that two implementations of one model agree."),
+    "features": Entry(
+        "Prove", "features:features", "Hidden states of a padded and a packed model, compared."
+    ),
     "list": Entry("Store", "library:list_models", "The models in the store."),
     "stats": Entry("Store", "library:stats", "What the store holds, in figures."),
     "show": Entry("Store", "library:show", "One model of the store; --sheet and --picture draw it."),

@@ -64,7 +64,9 @@ def _scale(words: Sequence[str], factor: float, block: nn.Module) -> bool:
 
 def _zero_head(block: nn.Module) -> bool:
     found = linears(block, *OUT)
-    counts = [getattr(m, name, None) for m in block.modules() for name in ("num_heads", "num_attention_heads")]
+    counts = [
+        getattr(m, name, None) for m in block.modules() for name in ("num_heads", "num_attention_heads")
+    ]
     heads = next((count for count in counts if isinstance(count, int)), 0)
     if not found or not heads:
         return False
@@ -81,7 +83,11 @@ def _shift_bias(block: nn.Module) -> bool:
 
 def norms(block: nn.Module) -> list[Any]:
     """Norm layers of a block in the order they are registered."""
-    return [m for n, m in block.named_children() if "norm" in f"{n}{type(m).__name__}".lower() or n.startswith("ln")]
+    return [
+        m
+        for n, m in block.named_children()
+        if "norm" in f"{n}{type(m).__name__}".lower() or n.startswith("ln")
+    ]
 
 
 def _scale_norm(block: nn.Module) -> bool:

@@ -121,7 +121,9 @@ def extract_features(
             "sampling": reading.sampling,
             "virtual_frames": reading.virtual_frames,
         },
-        "versions": {name: require(name).__version__ for name in ("numpy", "torch", "transformers", "av", "PIL")}
+        "versions": {
+            name: require(name).__version__ for name in ("numpy", "torch", "transformers", "av", "PIL")
+        }
         | {"python": platform.python_version()},
         "models": models,
         "files": {SIDES[side]: hashlib.sha256(blob).hexdigest() for side, blob in blobs.items()},
@@ -413,7 +415,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {error.strerror}", hint="hilm features extract writes it") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON", hint="extract the features again") from error
-    parts = [data, data.get("inputs"), data.get("files", {}), data.get("floor") or {}] if isinstance(data, dict) else [None]
+    parts = (
+        [data, data.get("inputs"), data.get("files", {}), data.get("floor") or {}]
+        if isinstance(data, dict)
+        else [None]
+    )
     if not all(isinstance(part, dict) for part in parts) or not all(
         isinstance(facts, dict) for facts in data["inputs"].values()
     ):

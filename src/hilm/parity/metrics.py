@@ -147,9 +147,7 @@ def _show(keys: NDArray[Any]) -> str:
     return f"(sample, t, y, x) = {tuple(map(int, keys[0]))}"
 
 
-def judge(
-    measured: Measured, *, threshold: float = THRESHOLD, norm_tolerance: float = NORM_TOLERANCE
-) -> str:
+def judge(measured: Measured, *, threshold: float = THRESHOLD, norm_tolerance: float = NORM_TOLERANCE) -> str:
     """Apply the documented rule; returns why two sides do not match, or an empty text."""
     if measured.nonfinite:
         return f"{measured.nonfinite} NaN or infinite values, first at token {measured.first_nonfinite}"

@@ -46,7 +46,11 @@ def find_stages(graph: Any) -> dict[str, Edge]:  # noqa: ANN401 - onnx
     if not stacks:
         return {}
     blocks = max(stacks.values(), key=len)
-    weights = {t.name for t in graph.initializer if len(t.dims) and np.prod(t.dims) > 1 and t.data_type in {1, 10, 16}}
+    weights = {
+        t.name
+        for t in graph.initializer
+        if len(t.dims) and np.prod(t.dims) > 1 and t.data_type in {1, 10, 16}
+    }
     stages: dict[str, Edge] = {}
     for index, scope in sorted(blocks.items()):
         parts: dict[str, list[int]] = defaultdict(list)
@@ -111,7 +115,9 @@ def fed_graph(model: Any, stages: dict[str, Edge], *, feed: bool, kind: int) -> 
     opened.CopyFrom(model)
     graph = opened.graph
     known = {value.name for value in graph.output}
-    wanted = dict.fromkeys(name for e in stages.values() for name in (e.leaves, *(() if feed else (e.enters,))))
+    wanted = dict.fromkeys(
+        name for e in stages.values() for name in (e.leaves, *(() if feed else (e.enters,)))
+    )
     made = {name for node in graph.node for name in node.output}
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name in made - known)
     if feed:
@@ -120,7 +126,9 @@ def fed_graph(model: Any, stages: dict[str, Edge], *, feed: bool, kind: int) -> 
         in_blocks = frozenset[int]().union(*(edge.inner for edge in stages.values()))
         for number, node in enumerate(graph.node):
             for place, name in enumerate(node.input):
-                owner = next((s for s in inner_first if number in stages[s].inner and stages[s].enters == name), None)
+                owner = next(
+                    (s for s in inner_first if number in stages[s].inner and stages[s].enters == name), None
+                )
                 if owner is None and number not in in_blocks and name == stages[last].leaves:
                     owner = "out"
                 if owner:

@@ -74,7 +74,9 @@ class OnnxRunner:
         last = last_block(stages)
         wanted.append((last, "out", opened[last].leaves))
         given |= {
-            FED + ("out" if side == "out" else stage): _fed(inject(stage, side), _value(name, own, given), keys)
+            FED + ("out" if side == "out" else stage): _fed(
+                inject(stage, side), _value(name, own, given), keys
+            )
             for stage, side, name in wanted
         }
         self._send(self._call(level, opened, given, feed=True), opened, keys, sink)
@@ -84,7 +86,9 @@ class OnnxRunner:
         torch, onnx = require("torch"), require("onnx")
         arrays = {t.name: onnx.numpy_helper.to_array(t) for t in self._model().graph.initializer}
         floats = {name: np.array(array) for name, array in arrays.items() if array.dtype.kind == "f"}
-        return Survey({name: digests(torch.from_numpy(array)) for name, array in floats.items()}, partial=True)
+        return Survey(
+            {name: digests(torch.from_numpy(array)) for name, array in floats.items()}, partial=True
+        )
 
     def _model(self) -> Any:  # noqa: ANN401 - onnx
         if self.graph is None:
@@ -113,7 +117,9 @@ class OnnxRunner:
             given[name] = np.ascontiguousarray(item.pixels[0].transpose(1, 0, 2, 3))
         lacking = [name for name in names if name not in given]
         if lacking:
-            raise InputError(f"{item.name}: the graph also takes {', '.join(lacking)}", hint="give an npz input")
+            raise InputError(
+                f"{item.name}: the graph also takes {', '.join(lacking)}", hint="give an npz input"
+            )
         kind = np.float16 if self.dtype == "float16" else np.float32
         return {n: given[n].astype(kind) if given[n].dtype.kind == "f" else given[n] for n in names}
 
@@ -122,7 +128,13 @@ class OnnxRunner:
     ) -> dict[str, NDArray[Any]]:
         runtime = require("onnxruntime")
         failure = runtime.capi.onnxruntime_pybind11_state
-        errors = (failure.Fail, failure.InvalidArgument, failure.InvalidGraph, failure.RuntimeException, failure.NotImplemented)
+        errors = (
+            failure.Fail,
+            failure.InvalidArgument,
+            failure.InvalidGraph,
+            failure.RuntimeException,
+            failure.NotImplemented,
+        )
         try:
             if level not in self.sessions:
                 kind = 10 if self.dtype == "float16" else 1
@@ -161,9 +173,7 @@ class OnnxRunner:
         return [(stage, values[name]) for stage, name in zip(("post", "head"), names, strict=False)]
 
 
-def _value(
-    name: str, own: dict[str, NDArray[Any]], given: dict[str, NDArray[Any]]
-) -> NDArray[Any]:
+def _value(name: str, own: dict[str, NDArray[Any]], given: dict[str, NDArray[Any]]) -> NDArray[Any]:
     return own[name] if name in own else given[name]
 
 

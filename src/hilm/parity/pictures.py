@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings as python_warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from hilm.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from pathlib import Path
 
     from numpy.typing import NDArray
 

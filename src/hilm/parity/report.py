@@ -41,7 +41,9 @@ def describe_divergence(report: ParityReport) -> str:
         text += f", ratio {found['ratio']:.3g} (bar {found['bar']:g}) in {found['precision']}"
     if found.get("token"):
         sample, t, y, x = found["token"]
-        text += f", worst token of {found['input']} t={t} y={y} x={x}" + (f" sample={sample}" if sample else "")
+        text += f", worst token of {found['input']} t={t} y={y} x={x}" + (
+            f" sample={sample}" if sample else ""
+        )
     text += f": {found['detail']}" if found.get("detail") else ""
     return text + (f"; inherited by {', '.join(found['inherited'])}" if found.get("inherited") else "")
 
@@ -51,7 +53,11 @@ def console(report: ParityReport) -> str:
     lines = [f"reference  {report.reference}", f"candidate  {report.candidate}", ""]
     if report.audit is not None:
         counts = ", ".join(f"{n} {word}" for word, n in sorted(report.audit.weights.items()) if n)
-        lines += [f"weights    {counts or 'none'}", *(f"fault      {f}" for f in report.audit.faults[:20]), ""]
+        lines += [
+            f"weights    {counts or 'none'}",
+            *(f"fault      {f}" for f in report.audit.faults[:20]),
+            "",
+        ]
     several = len(report.items) > 1
     for stage in report.stages:
         if stage.status == "shared":
@@ -160,21 +166,30 @@ def _charts(report: ParityReport) -> list[str]:
             stages = [
                 s
                 for s in report.stages
-                if s.input == item.name and s.precision == precision and s.mode == "local" and s.ratio is not None
+                if s.input == item.name
+                and s.precision == precision
+                and s.mode == "local"
+                and s.ratio is not None
             ]
             if stages:
                 label = f"{item.name}, {precision}: local error / floor"
-                charts.append(f"<h2>{escape(label)}</h2>{_chart(sorted(stages, key=lambda s: place(s.stage)))}")
+                charts.append(
+                    f"<h2>{escape(label)}</h2>{_chart(sorted(stages, key=lambda s: place(s.stage)))}"
+                )
     return charts
 
 
 def _chart(stages: Sequence[Stage]) -> str:
     width, height, left = max(360, 16 * len(stages) + 60), 220, 50
     top = max(10.0, *(s.ratio for s in stages if s.ratio is not None and math.isfinite(s.ratio)))
-    y = lambda ratio: height - 30 - (height - 50) * math.log10(max(min(ratio, top), 0.1) * 10) / math.log10(top * 10)
+    y = lambda ratio: (
+        height - 30 - (height - 50) * math.log10(max(min(ratio, top), 0.1) * 10) / math.log10(top * 10)
+    )
     lines = []
     for value, colour, name in ((1.0, "#888", "floor"), (stages[0].bar or 1.5, "#c33", "bar")):
-        lines.append(f'<line x1="{left}" x2="{width}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="{colour}"/>')
+        lines.append(
+            f'<line x1="{left}" x2="{width}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="{colour}"/>'
+        )
         if name == "bar":
             lines.append(f'<text x="2" y="{y(value):.1f}" font-size="11">{name} {value:g}</text>')
     dots = [
@@ -207,17 +222,27 @@ def _pictures(item: Item, report: ParityReport) -> str:
     keys, errors = stage.trial.keys, stage.trial.measured.errors
     inside = (keys[:, 1:] >= 0).all(axis=1) & (keys[:, 1:] < (frames, rows, columns)).all(axis=1)
     heat[tuple(keys[inside, 1:].T)] = errors[inside]
-    drawn = [_frame(shown.frames[t], heat[t] / (heat.max() or 1), t, stage, shown.patch) for t in range(frames)]
+    drawn = [
+        _frame(shown.frames[t], heat[t] / (heat.max() or 1), t, stage, shown.patch) for t in range(frames)
+    ]
     caption = f"<p>error per token at {escape(stage.stage)} ({escape(stage.precision)}, {stage.mode})</p>"
     return caption + "".join(drawn)
 
 
 def _telling_stage(item: Item, report: ParityReport) -> Stage | None:
-    ours = [s for s in report.stages if s.input == item.name and s.trial is not None and s.trial.measured is not None]
+    ours = [
+        s
+        for s in report.stages
+        if s.input == item.name and s.trial is not None and s.trial.measured is not None
+    ]
     found = report.first_divergence or {}
     name = found.get("stage", "")
     full = f"{name}/{found['sub']}" if found.get("sub") and found["sub"] != "wiring" else name
-    telling = [s for s in ours if s.stage == full and s.mode == found.get("mode") and s.precision == found["precision"]]
+    telling = [
+        s
+        for s in ours
+        if s.stage == full and s.mode == found.get("mode") and s.precision == found["precision"]
+    ]
     return (telling or [s for s in ours if s.status == "fail"] or ours or [None])[0]  # type: ignore[list-item]
 
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -24,7 +21,8 @@ from hilm.parity.inputs import grid_keys, read_arrays
 from hilm.parity.taps import Pass, find_blocks, to_numpy, watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -52,7 +50,10 @@ class Runner(Protocol):
     """
 
     label: str
-    capabilities: frozenset[str]
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """See above."""
 
     @property
     def dtype(self) -> str:
@@ -245,7 +246,6 @@ class DumpRunner:
                 if rows.ndim != 2 or keys is None or keys.shape != (len(rows), 4):
                     raise InputError(f"{self.folder}: {item.name}.npz holds no tokens with keys at {stage}")
                 sink(stage, rows, keys, stored.get(f"{stage}#in"))
-
 
     def survey(self) -> None:
         """Return None: a dump holds no weights."""

@@ -1,7 +1,7 @@
 """Named places of a model: the blocks of its longest stack, and the norms, attention and MLP in each.
 
 Stages in forward order: ``embed`` (input of the first block), ``layer.i/norm1``, ``layer.i/attn``,
-``layer.i/norm2``, ``layer.i/mlp``, ``layer.i``, ``post`` (last hidden state), ``head`` (what the model is for).
+``layer.i/norm2``, ``layer.i/mlp``, ``layer.i``, ``post`` (last hidden state), ``head`` (logits or pooled).
 """
 
 from __future__ import annotations
@@ -150,12 +150,11 @@ def watched(blocks: list[nn.Module], pass_: Pass) -> Iterator[None]:
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - torch's hooks
             stage.append(name())
-            args, kwargs = list(args), dict(kwargs)
-            found = first_tensor(args, kwargs)
-            if found:
-                place, key = found
-                place[key] = pass_.enter(stage[-1], place[key], feed=feed)
-            return tuple(args), kwargs
+            words: dict[int | str, Any] = dict(enumerate(args)) | kwargs
+            key = first_tensor(words)
+            if key is not None:
+                words[key] = pass_.enter(stage[-1], words[key], feed=feed)
+            return tuple(words[n] for n in range(len(args))), {name: words[name] for name in kwargs}
 
         def after(_: nn.Module, __: Any, output: Any) -> Any:  # noqa: ANN401 - torch's hooks
             tensor = output[0] if isinstance(output, tuple | list) else output
@@ -184,14 +183,11 @@ def _begin(layer: int, seen: Counter[str]) -> str:
     return f"layer.{layer}"
 
 
-def first_tensor(args: list[Any], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-    """Find the first floating tensor of a call, as the container and the key it lies under."""
+def first_tensor(words: dict[int | str, Any]) -> int | str | None:
+    """Find the first floating tensor among the arguments of a call."""
     torch = require("torch")
-    for place, keys in ((args, range(len(args))), (kwargs, list(kwargs))):
-        for key in keys:
-            if torch.is_tensor(place[key]) and place[key].is_floating_point():
-                return place, key
-    return None
+    floats = (key for key, value in words.items() if torch.is_tensor(value) and value.is_floating_point())
+    return next(floats, None)
 
 
 def to_numpy(tensor: Tensor) -> NDArray[Any]:
