@@ -25,11 +25,14 @@ BENCHMARKS = (
     "readers",
     "remote",
     "archive",
+    "small",
+    "delta",
     "fingerprint",
     "units",
     "search",
     "sampling",
     "demo",
+    "resnet_bk",
 )
 
 

@@ -22,6 +22,7 @@ builtin a caller would expect, so ``except ValueError`` or ``except OSError`` ke
     │   ├── UnsafePickle
     │   ├── NotAReel
     │   ├── UnsupportedVersion
+    │   ├── ConversionError
     │   └── NotAStore
     ├── VerificationError          exit 3   (ValueError)   what is stored is not what was written
     │   ├── ChecksumMismatch
@@ -186,6 +187,10 @@ class UnsupportedVersion(InputError):
     """A reel written by a newer format version."""
 
     default_hint = "upgrade hilm"
+
+
+class ConversionError(InputError):
+    """Weights do not have the names, shapes or types of the layout they are converted from."""
 
 
 class NotAStore(InputError):

@@ -94,3 +94,32 @@ def test_an_indexed_model_has_no_reel(hilm, house):
     hilm("index", "base", "--name", "kept")
     ran = hilm("decode", "kept", "out")
     assert ran.code == 2
+
+
+def test_a_delta_from_command_to_command(hilm):
+    place = "--storage-dir", "store"
+    assert (
+        hilm("encode", "tuned", "--base", "base", *place, "--json").document["models"][0]["mode"] == "delta"
+    )
+    assert hilm("verify", "tuned", *place, "--against", "tuned").code == 0
+    assert hilm("decode", "tuned", "out", *place).code == 0
+    shown = hilm("show", "tuned", "--chain", "--json", *place).document
+    assert [link["mode"] for link in shown["chain"]] == ["delta", "checkpoint"]
+    elsewhere = "--storage-dir", "elsewhere"
+    refused = hilm("decode", shown["reel"], "no", *elsewhere)
+    assert (refused.code, "--base MODEL" in refused.err) == (2, True)
+    assert hilm("decode", shown["reel"], "no", *elsewhere, "--base", "stranger").code == 3
+    assert hilm("verify", shown["reel"], *elsewhere, "--base", "stranger").code == 3
+    assert hilm("decode", shown["reel"], "yes", *elsewhere, "--base", "base").code == 0
+    assert hilm("encode", "tuned", "--mode", "delta", *place).code == 2
+
+
+def test_rounding_to_few_bits_is_warned_of(hilm, house):
+    ran = hilm("encode", "base", "--mode", "small", "--bits", "2", "--keep", "*word*", "--json")
+    assert (ran.code, ran.document["models"][0]["mode"]) == (0, "small")
+    few = ran.document["models"][0]["bits_per_weight"] < 3
+    assert ("warning" in ran.err) == few
+    assert hilm("encode", "base", "--mode", "small", "--bits", "9").code == 2
+    assert hilm("encode", "base", "--bits", "4").code == 2
+    back = hilm("decode", "base", "out")
+    assert "rounded, NMSE" in back.out

@@ -16,6 +16,7 @@ WORD_BITS = {"F64": 64, "F32": 32, "C64": 32, "F16": 16, "BF16": 16} | dict.from
 INTEGER_BITS = {"I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64}
 OCTAVE = [256, 279, 304, 332, 362, 395, 431, 470]
 CHUNK = 262_144
+NEXT = [[0, 1], [3, 2], [5, 4], [6, 7], [1, 0], [2, 3], [4, 5], [7, 6]]
 SUB_BYTE_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 CRC_TABLE = list(range(256))
 for _ in range(8):
@@ -108,16 +109,19 @@ def read_stream(data, ids, tables):
 
 
 def read_tokens(symbols, raw):
-    bits, values = Bits(raw), []
-    for symbol in symbols:
-        token = (symbol + 1) // 2
-        magnitude = token
-        if token >= 16:
-            width = (token - 16) // 4 + 2
-            magnitude = (4 + (token - 16) % 4 << width) + bits.take(width)
-        values.append(magnitude if symbol % 2 else -magnitude)
+    bits = Bits(raw)
+    values = [read_token(symbol, bits) for symbol in symbols]
     bits.finish()
     return values
+
+
+def read_token(symbol, bits):
+    token = (symbol + 1) // 2
+    magnitude = token
+    if token >= 16:
+        width = (token - 16) // 4 + 2
+        magnitude = (4 + (token - 16) % 4 << width) + bits.take(width)
+    return magnitude if symbol % 2 else -magnitude
 
 
 def read_vector(data, at, size):
@@ -135,10 +139,12 @@ def read_head(data, rows, columns):
     """The fields of a head as a dictionary."""
     coder, n_class, alphabet, b, flags, n_values, e_max, table_size = struct.unpack_from("<BBHBBHII", data)
     assert e_max == 0
-    assert data[16:30] == bytes(14)
+    assert coder in {3, 4} or data[16:30] == bytes(14)
     at = 30 + 2 * (n_class - 1)
     thresholds = struct.unpack_from(f"<{n_class - 1}h", data, 30)
     head = {"size": rows * columns, "coder": coder, "b": b, "thresholds": thresholds}
+    head["step"], *bias = struct.unpack_from("<d6b", data, 16)
+    head["bias"] = bias[:3], bias[3:]
     head["r"], head["c"] = [0] * rows, [0] * columns
     if flags & 1:
         head["r"], at = read_vector(data, at, rows)
@@ -151,8 +157,8 @@ def read_head(data, rows, columns):
         return head
     bits = Bits(data[at:])
     assert len(data) - at == table_size
-    if coder == 2:
-        tables = [read_table(bits, alphabet) for _ in range(n_class)]
+    if coder in {2, 3, 4}:
+        tables = [read_table(bits, alphabet) for _ in range(n_class * (2 if coder == 3 else 1))]
         head["tables"] = [slots(t) if t else None for t in tables]
     bits.finish()
     return head
@@ -185,6 +191,53 @@ def decode_symbols(head, chunk, dtype, columns, start):
     return b"".join(word.to_bytes(bits // 8, "little") for word in words)
 
 
+def decode_trellis(head, chunk, ids):
+    """Indices and quantisers of a chunk; the entropy decoder has to know the state."""
+    *lanes, count = struct.unpack_from("<9I", chunk)
+    words = struct.unpack_from(f"<{count}H", chunk, 36)
+    bits, used, state, found = Bits(chunk[36 + 2 * count :]), 0, 0, []
+    for i, scale_class in enumerate(ids):
+        q = state % 2
+        x = lanes[i % 8]
+        symbol, frequency, offset = head["tables"][2 * scale_class + q][x % 4096]
+        x = frequency * (x >> 12) + offset
+        if x < 1 << 16:
+            x = x << 16 | words[used]
+            used += 1
+        lanes[i % 8] = x
+        k = read_token(symbol, bits)
+        found.append((k, q))
+        state = NEXT[state][k % 2]
+    assert used == count
+    assert lanes == [1 << 16] * 8
+    bits.finish()
+    return found
+
+
+def decode_rounded(head, chunk, dtype, columns, start):
+    ids = class_ids(head, columns, start, min(start + CHUNK, head["size"]))
+    if head["coder"] == 3:
+        found = decode_trellis(head, chunk, ids)
+    else:
+        found = [(k, 0) for k in read_tokens(*read_stream(chunk, ids, head["tables"]))]
+    words = []
+    for k, q in found:
+        steps = (2 if head["coder"] == 3 else 1) * abs(k) - q
+        part = 256 * steps + head["bias"][q][min(abs(k), 3) - 1] if k else 0
+        words.append(word_of((part if k > 0 else -part) * head["step"], dtype))
+    return b"".join(words)
+
+
+def word_of(value, dtype):
+    """Round to float32, then to the type."""
+    single = struct.pack("<f", value)
+    if dtype == "BF16":
+        bits = int.from_bytes(single, "little")
+        high, low = divmod(bits, 1 << 16)
+        return (high + (low > 1 << 15 or (low == 1 << 15 and high % 2))).to_bytes(2, "little")
+    return struct.pack({"F64": "<d", "F32": "<f", "F16": "<e"}[dtype], *struct.unpack("<f", single))
+
+
 def decode_slab(head, chunks, dtype, rows, columns):
     """Stored bytes of a slab; a complex number counts as two columns, sub-byte types are bytes."""
     parsed = read_head(head, rows, columns)
@@ -193,7 +246,8 @@ def decode_slab(head, chunks, dtype, rows, columns):
         return parsed["word"] * (rows * columns)
     if parsed["coder"] == 0:
         return b"".join(chunks)
-    return b"".join(decode_symbols(parsed, c, dtype, columns, i * CHUNK) for i, c in enumerate(chunks))
+    decode = decode_symbols if parsed["coder"] == 2 else decode_rounded
+    return b"".join(decode(parsed, c, dtype, columns, i * CHUNK) for i, c in enumerate(chunks))
 
 
 def crc32c(data):

@@ -13,17 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hilm.errors import EncoderError, SourceChanged, StorageError
+from hilm.errors import EncoderError, SourceChanged, StorageError, UnsupportedFormat
 from hilm.reel.container import ReelFile
 from hilm.reel.decoder import Reel
-from hilm.reel.encoder import encode_archive
+from hilm.reel.encoder import encode_archive, encode_small
 from hilm.reel.manifest import tensor_digest
+from hilm.reel.rate import Rounding
 from hilm.reel.verification import verify_reel
 from hilm.weights.checkpoint import open_checkpoint
 from hilm.weights.content import content_key
 from tests.reel.archives import contents, decode, encode, every_dtype, random_tensor
 from tests.reel.reference_decoder import read_files
 from tests.tiny import BITS, bert_like, file_bytes, stored, write_model
+from tests.weights.packing import gptq_config, gptq_model
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +272,127 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     encoded, both = (int(kib) >> 10 for kib in found.stdout.split())
     assert encoded < 512, f"{encoded} MiB to encode"
     assert both < 512, f"{both} MiB to decode"
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory):
+    """A checkpoint of two shards with something of everything, and its reel of rounded weights."""
+    folder = tmp_path_factory.mktemp("rounded")
+    tensors = bert_like(width=64, layers=2) | every_dtype()
+    tensors["spoilt.weight"] = stored(np.where(np.eye(70, dtype=bool), np.nan, 1.5).astype(np.float32))
+    tensors["half.weight"] = stored(np.random.default_rng(0).standard_normal((64, 80)).astype(np.float16))
+    model = write_model(folder / "model", tensors, shards=2, config={"model_type": "bert"})
+    with open_checkpoint(model) as checkpoint:
+        report = encode_small(checkpoint, folder / "x.reel.mp4", Rounding(bits=4), threads=1)
+    return model, folder / "x.reel.mp4", report
+
+
+def test_rounded_weights_come_back_as_the_manifest_says(rounded, tmp_path):
+    model, path, report = rounded
+    with Reel.open(path) as reel, open_checkpoint(model) as checkpoint:
+        assert (reel.mode, report.mode) == ("small", "small")
+        errors = {}
+        for name, entry in reel.tensors.items():
+            found, truth = reel.words(name), checkpoint.words(name)
+            assert hashlib.sha256(found).hexdigest() == entry["sha256"]
+            source = hashlib.sha256(truth).hexdigest()
+            assert entry.get("sha256_source", entry["sha256"]) == source
+            assert ("error" in entry) == (found.tobytes() != truth.tobytes()) == ("sha256_source" in entry)
+            if "error" in entry:
+                a, b = reel.tensor(name).astype(float), checkpoint.array(name).astype(float)
+                errors[name] = np.square(a - b).sum() / np.square(b).sum()
+                assert entry["error"]["nmse"] == pytest.approx(errors[name], rel=1e-9)
+                assert entry["error"]["max_abs"] == np.abs(a - b).max()
+                assert entry["coder"] == "tcq"
+        assert {"half.weight", "embeddings.word_embeddings.weight"} <= errors.keys()
+        assert not {"spoilt.weight", "F32.constant", "BF16.all"} & errors.keys()  # NaN, equal, NaN
+        sizes = [math.prod(reel.tensors[name]["shape"]) for name in errors]
+        mean = sum(n * e for n, e in zip(sizes, errors.values(), strict=True)) / sum(sizes)
+        totals = reel.file.manifest["totals"]
+        assert totals["nmse"] == report.nmse == pytest.approx(mean, rel=1e-9)
+        assert verify_reel(reel, checkpoint).bad == []
+    decode(path, tmp_path / "out")
+    ours, theirs = contents(tmp_path / "out"), contents(model)
+    assert ours.keys() == theirs.keys()
+    assert ours["config.json"] == theirs["config.json"]
+    assert {name: len(data) for name, data in ours.items()} == {
+        name: len(data) for name, data in theirs.items()
+    }
+    with open_checkpoint(tmp_path / "out") as back, Reel.open(path) as reel:
+        assert all(back.words(name).tobytes() == reel.words(name).tobytes() for name in reel.tensors)
+
+
+def test_the_reference_reads_rounded_weights(rounded, tmp_path):
+    _, path, _ = rounded
+    decode(path, tmp_path / "out")
+    assert read_files(path.read_bytes()) == contents(tmp_path / "out")
+
+
+def test_the_source_of_rounded_weights_stays_known(rounded):
+    model, path, report = rounded
+    with ReelFile.open(path) as file:
+        source = file.manifest["source"]
+    assert content_key(report.file_digests).hex() == source["content_key"]
+    stated = {f["name"]: f.get("sha256_source", f["sha256"]) for f in source["files"]}
+    assert stated == {name: hashlib.sha256(data).hexdigest() for name, data in contents(model).items()}
+    with open_checkpoint(model) as checkpoint:
+        lines = [
+            (name, info.dtype, list(info.shape), hashlib.sha256(checkpoint.words(name)).hexdigest())
+            for name, info in checkpoint.tensors.items()
+        ]
+    assert source["digest"] == tensor_digest(lines)
+
+
+def test_rounded_bytes_do_not_depend_on_threads_or_blocks(tmp_path, monkeypatch):
+    rng = np.random.default_rng(2)
+    model = write_model(tmp_path / "m", {"w": rng.standard_normal((700, 900)).astype(np.float32)})
+
+    def digest(threads):
+        with open_checkpoint(model) as checkpoint:
+            return encode_small(
+                checkpoint, tmp_path / "x", Rounding(bits=3), preview=False, threads=threads
+            ).reel.sha256
+
+    first = digest(1)
+    assert digest(2) == digest(7) == first
+    monkeypatch.setattr("hilm.weights.tensor.BLOCK_VALUES", 4096)
+    assert digest(3) == first
+
+
+def test_what_is_kept_is_kept_and_aliases_follow(tmp_path):
+    rng = np.random.default_rng(1)
+    table, matrix = (rng.standard_normal((50, 60)).astype(np.float32) for _ in range(2))
+    model = write_model(tmp_path / "m", {"embed": table, "w": matrix}, metadata={"head": "embed"})
+    with open_checkpoint(model) as checkpoint:
+        encode_small(checkpoint, tmp_path / "x", Rounding(error=0.01), preview=False)
+        with Reel.open(tmp_path / "x") as reel:
+            assert reel.tensors["head"]["alias_of"] == "embed"
+            assert reel.tensors["head"]["error"] == reel.tensors["embed"]["error"]
+            assert verify_reel(reel, checkpoint).bad == []
+        report = encode_small(checkpoint, tmp_path / "y", Rounding(error=0.01, keep=("emb*",)), preview=False)
+        with Reel.open(tmp_path / "y") as reel:
+            assert reel.words("head").tobytes() == table.tobytes()
+            assert reel.tensors["w"]["error"]["nmse"] == report.nmse
+            assert reel.file.manifest["settings"]["keep"] == ["emb*"]
+
+
+def test_packed_weights_are_not_rounded_again(tmp_path):
+    packed, _ = gptq_model(bert_like(width=64, layers=1, hidden=1024))
+    model = write_model(tmp_path / "m", packed, config=gptq_config())
+    with open_checkpoint(model) as checkpoint:
+        assert any(min(t.shape) >= 32 for t in checkpoint.stored.values() if t.name.endswith("scales"))
+        encode_small(checkpoint, tmp_path / "x", Rounding(), preview=False)
+        with Reel.open(tmp_path / "x") as reel:
+            names = {name for name, entry in reel.tensors.items() if "error" in entry}
+            assert names == {"embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"}
+            assert verify_reel(reel, checkpoint).bad == []
+
+
+def test_pytorch_files_are_not_rounded(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.randn(64, 64)}, tmp_path / "pytorch_model.bin")
+    with (
+        open_checkpoint(tmp_path / "pytorch_model.bin") as checkpoint,
+        pytest.raises(UnsupportedFormat, match="checksums"),
+    ):
+        encode_small(checkpoint, tmp_path / "x", Rounding())

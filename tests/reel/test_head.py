@@ -47,8 +47,57 @@ def test_fixed_part_by_hand():
     assert pack_head(SlabHead(Coder.RAW, VIEW)) == b"\x00\x01" + bytes(28)
 
 
+def rounded_head(coder=Coder.TCQ):
+    head = symbols_head()
+    tables = 2 if coder == Coder.TCQ else 1
+    codes = table_codes(np.random.default_rng(5).integers(0, 50, (4 * tables, 40)) + 1)
+    bias = np.array([[1, -128, 127], [3, 0, -5] if tables == 2 else [0, 0, 0]], np.int8)
+    return SlabHead(coder, VIEW, scales=head.scales, codes=codes, step=2.0**-20, bias=bias)
+
+
+@pytest.mark.parametrize("coder", [Coder.TCQ, Coder.ECSQ])
+def test_heads_of_rounded_weights_come_back(coder):
+    head = rounded_head(coder)
+    parsed = parse_head(pack_head(head), VIEW)
+    assert (parsed.coder, parsed.step) == (coder, 2.0**-20)
+    assert (parsed.bias == head.bias).all()
+    assert (parsed.codes == head.codes).all()
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "value"),
+    [
+        (0, "<B", 4),  # half the tables, and points of a second quantiser
+        (2, "<H", 256),
+        (4, "<B", 1),
+        (6, "<H", 1),
+        (8, "<I", 1),
+        (12, "<I", 1),
+        (16, "<d", 0.0),
+        (16, "<d", -1.0),
+        (16, "<d", float("nan")),
+        (16, "<d", float("inf")),
+    ],
+)
+def test_contradictions_about_rounding_are_refused(offset, form, value):
+    with pytest.raises(ChecksumMismatch):
+        parse_head(changed(pack_head(rounded_head()), offset, form, value), VIEW)
+
+
+def test_points_of_a_quantiser_that_is_not_there_are_refused():
+    with pytest.raises(ChecksumMismatch, match="second"):
+        parse_head(changed(pack_head(rounded_head(Coder.ECSQ)), 29, "<b", 1), VIEW)
+
+
+@pytest.mark.parametrize("name", ["U8", "I32", "F8_E4M3"])
+def test_only_floats_of_16_bits_are_rounded(name):
+    with pytest.raises(ChecksumMismatch, match="16 bits"):
+        parse_head(pack_head(rounded_head()), word_view(DTYPES[name], 100, 120))
+
+
 def test_every_cut_and_longer_head_is_refused():
-    for head in (symbols_head(), SlabHead(Coder.CONST, VIEW, word=b"ab"), SlabHead(Coder.RAW, VIEW)):
+    heads = symbols_head(), rounded_head(), SlabHead(Coder.CONST, VIEW, word=b"ab"), SlabHead(Coder.RAW, VIEW)
+    for head in heads:
         data = pack_head(head)
         for damaged in [*(data[:size] for size in range(len(data))), data + b"\0"]:
             with pytest.raises(ChecksumMismatch):
@@ -83,8 +132,8 @@ def test_contradictions_are_refused(offset, form, value):
 
 
 def test_coders_of_later_versions_are_named():
-    with pytest.raises(UnsupportedVersion, match="coder 3"):
-        parse_head(changed(pack_head(symbols_head()), 0, "<B", 3), VIEW)
+    with pytest.raises(UnsupportedVersion, match="coder 9"):
+        parse_head(changed(pack_head(symbols_head()), 0, "<B", 9), VIEW)
 
 
 def test_an_unsorted_alphabet_is_refused():

@@ -44,7 +44,7 @@ def test_other_major_versions_are_not_read(version):
         check_manifest(manifest_of(version=version))
 
 
-@pytest.mark.parametrize("change", [{"mode": "small"}, {"mode": "sampled"}, {"carrier": "vp9"}])
+@pytest.mark.parametrize("change", [{"mode": "clip"}, {"mode": "sampled"}, {"carrier": "vp9"}])
 def test_unknown_modes_and_carriers_are_not_read(change):
     with pytest.raises(UnsupportedFormat):
         check_manifest(manifest_of(**change))
@@ -210,6 +210,32 @@ def test_front():
     frame = {"tensor": "v", "scale": 0.5, "sampled": False}
     for change in ({"width": 511}, {"height": 0}, {"fps": [0, 1]}, {"frames": [frame]}):
         assert refused(manifest_of(tensor_of(), front=front_of(**change))) == "front"
+
+
+def test_another_trellis_is_refused():
+    other = [*CODING["next"][:7], [6, 7]]
+    assert refused(manifest_of(coding=CODING | {"next": other})) == "coding"
+
+
+ERROR = {"nmse": 0.01, "max_abs": 0.5, "cosine": 0.99}
+
+
+def test_rounded_tensors_have_two_digests_and_an_error():
+    rounded = tensor_of(coder="tcq", sha256_source=ZEROS, error=ERROR)
+    manifest = check_manifest(manifest_of(rounded, tensor_of("v", slabs=[], shape=(0,)), mode="small"))
+    assert manifest["tensors"][0]["error"] == ERROR
+    lossless = tensor_of(coder="ecsq")
+    check_manifest(manifest_of(lossless, mode="small"))
+    for bad, code in (
+        (rounded | {"coder": "symbols"}, "digest"),
+        (lossless | {"sha256_source": ZEROS}, "error"),
+        (lossless | {"error": ERROR}, "error"),
+        (rounded | {"error": {"nmse": 0.01}}, "type"),
+        (rounded | {"error": ERROR | {"nmse": -1.0}}, "type"),
+        (rounded | {"coder": "vq"}, "coder"),
+    ):
+        assert refused(manifest_of(bad, mode="small")) == code
+    assert refused(manifest_of(rounded)) == "coder"
 
 
 @pytest.mark.parametrize("key", ["chunk_elements", "prob_bits", "lanes", "slab_elements"])

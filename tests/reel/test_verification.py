@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -10,7 +11,10 @@ import pytest
 from hilm.errors import HilmError, SourceChanged, UnsupportedFormat
 from hilm.reel.container import ReelFile
 from hilm.reel.crc32c import crc32c
-from hilm.reel.decoder import Reel
+from hilm.reel.decoder import Reel, decode_files
+from hilm.reel.encoder import encode_small
+from hilm.reel.manifest import canonical_json
+from hilm.reel.rate import Rounding
 from hilm.reel.sampling import encode_samples
 from hilm.reel.verification import VerifyReport, verify_reel
 from hilm.weights.checkpoint import open_checkpoint
@@ -214,6 +218,56 @@ def test_damaged_samples_are_noticed(models, tmp_path):
         damaged = bytearray(data)
         damaged[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
         assert noticed(bytes(damaged))
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rounded")
+    model = write_model(folder / "m", weights(), metadata={"head": QUERY})
+    with open_checkpoint(model) as checkpoint:
+        encode_small(checkpoint, folder / "x", Rounding(error=0.01), preview=False)
+    return model, folder / "x"
+
+
+def test_rounded_weights_agree_with_what_they_were_made_from(rounded):
+    model, path = rounded
+    assert (verify(path).ok, verify(path).nmse) == (True, None)
+    report = verify(path, model)
+    with Reel.open(path) as reel:
+        assert report.bad == []
+        assert report.nmse == reel.file.manifest["totals"]["nmse"] == pytest.approx(0.01, rel=0.1)
+        assert report.max_abs == max(t["error"]["max_abs"] for t in reel.tensors.values() if "error" in t)
+
+
+def test_rounded_weights_of_another_model_are_named(rounded, tmp_path):
+    _, path = rounded
+    other = weights()
+    other[QUERY] = other[QUERY].copy()
+    other[QUERY][3, 4] = np.nextafter(other[QUERY][3, 4], 1)
+    report = verify(path, write_model(tmp_path / "other", other, metadata={"head": QUERY}))
+    assert report.bad == [
+        f"tensor {name} was made from another one than that of other" for name in (QUERY, "head")
+    ]
+    decoded = tmp_path / "decoded"
+    with Reel.open(path) as reel:
+        decode_files(reel, decoded)
+    assert not verify(path, decoded).ok
+
+
+@pytest.mark.parametrize("key", ["nmse", "max_abs", "cosine"])
+def test_an_error_that_is_not_so_is_named(rounded, tmp_path, key):
+    model, path = rounded
+
+    def lie(manifest, index):
+        document = json.loads(manifest)
+        entry = next(t for t in document["tensors"] if "error" in t)
+        entry["error"][key] *= 1.001
+        return canonical_json(document), index
+
+    (tmp_path / "lie").write_bytes(rewrite(path.read_bytes(), lie))
+    report = verify(tmp_path / "lie", model)
+    assert len(report.bad) == 1
+    assert key in report.bad[0]
 
 
 def test_differences_of_odd_values():

@@ -49,6 +49,36 @@ def test_one_tensor_can_be_read_or_written(house, store, tmp_path):
         decode(store.reel("base"), tmp_path / "file", tensor=name)
 
 
+def test_rounded_weights_are_decoded_measured_and_catalogued(house, store, tmp_path):
+    (row,) = store.encode([house / "base"], mode="small", bits=4)["models"]
+    assert (row["mode"], row["model"]) == ("small", "base")
+    assert 0 < row["nmse"] < 0.05
+    reel = store.reel("base", "archive", "small")
+    document = decode(reel, tmp_path / "out")
+    assert (document["sha256_ok"], document["nmse"]) == (True, row["nmse"])
+    report = verify(reel, against=house / "base")
+    assert (report["ok"], report["nmse"]) == (True, row["nmse"])
+    assert not verify(reel, against=house / "tuned")["ok"]
+    name = "encoder.layer.0.attention.self.query.weight"
+    part = decode(reel, tmp_path / "one", tensor=name)
+    with open_checkpoint(tmp_path / "out") as whole, open_checkpoint(part["out"]) as single:
+        assert whole.words(name).tobytes() == single.words(name).tobytes()
+    match = store.search(house / "base")["matches"]
+    assert not [m for m in match if m["model"] != "base"]  # what is catalogued is the source
+    store.encode([house / "base"])
+    assert store.reel("base", "archive", "small") != reel
+    assert store.encode([house / "base"], mode="small", bits=4)["models"][0]["reel"] == str(reel)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mode": "archive", "bits": 3}, {"mode": "small", "bits": 9}, {"mode": "small", "max_params": 10}],
+)
+def test_roundings_that_make_no_sense_are_refused(house, store, options):
+    with pytest.raises(UsageError):
+        store.encode([house / "base"], **options)
+
+
 def test_verify_finds_what_differs_and_how_much(house, store):
     store.encode([house / "base"])
     seen = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,8 @@ from hilm.cli.output import clean, count, facts, figure, seconds, size, table
 from hilm.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hilm.cli.output import Document
 
 
@@ -24,13 +26,17 @@ POPULAR = (
 )
 """The models on the Hub that the guides are about."""
 
+FEW_BITS = 3
+
 
 @click.command(
     cls=options.Command,
     examples=(
         "hilm encode ./all-MiniLM-L6-v2",
+        "hilm encode ./all-MiniLM-L6-v2 --mode small --bits 4",
         "hilm encode ./bert-base ./roberta-base --max-params 30000",
         "hilm encode --models ./bert-base ./roberta-base --storage-dir experiment_1",
+        "hilm encode ./my-bert --mode delta --base ./bert-base",
         "hilm encode ./gpt2 --stream --layers attention mlp --chunk-size 8000 --max-params 35000",
     ),
 )
@@ -40,12 +46,16 @@ POPULAR = (
 )
 @click.option(
     "--mode",
-    type=click.Choice(["archive", "sample"]),
-    help="archive keeps every bit; sample films some parameters. "
+    type=click.Choice(["archive", "small", "delta", "sample"]),
+    help="archive keeps every bit; small rounds weights to 2 to 8 bits; delta keeps what a base lacks; "
+    "sample films some parameters. "
     "[default: sample with --max-params or --stream, else archive]",
 )
+@options.base("What a delta is taken from: a checkpoint, a reel, or a model in the store.")
 @options.selection
 @click.option("--stream", is_flag=True, help="A film of chunks, one frame each.")
+@options.rounding
+@click.option("--lossy", is_flag=True, help="Round the differences of a delta, to 2.5 bits or --bits.")
 @click.option("--name", help="The model's name in the store. [default: the folder's]")
 @click.option("--no-preview", is_flag=True, help="Leave out the pictures a video player shows.")
 @click.option("--force", is_flag=True, help="Film again what is already in the store.")
@@ -59,6 +69,7 @@ def encode(
     more_models: tuple[str, ...],
     *,
     mode: str | None,
+    base: str | None,
     max_params: int | None,
     stream: bool,
     chunk_size: int | None,
@@ -70,7 +81,9 @@ def encode(
     download_popular: bool,
     revision: str | None,
     jobs: int | None,
+    lossy: bool,
     storage_dir: Path | None,
+    **rounding: Any,  # noqa: ANN401 - of options.rounding
 ) -> None:
     """Film checkpoints: one reel each, a video file that holds the weights and can prove it.
 
@@ -83,7 +96,9 @@ def encode(
     with output.progress() as progress:
         document = hilm.Store(storage_dir).encode(
             [*named, *popular],
-            mode=mode or ("sample" if max_params or stream else "archive"),
+            mode=mode or ("delta" if base else "sample" if max_params or stream else "archive"),
+            base=base,
+            lossy=lossy,
             max_params=max_params,
             stream=stream,
             chunk_size=chunk_size,
@@ -94,9 +109,24 @@ def encode(
             jobs=jobs,
             force=force,
             progress=progress,
+            **rounding,
         )
     output.settle(document, "models")
+    for reel in document["models"]:
+        if reel["mode"] == "small" and reel["bits_per_weight"] < FEW_BITS:
+            text = f"{reel['model']}: below {FEW_BITS} bits per weight its outputs change visibly"
+            output.note(f"{text} (cosine below .95 is likely)", label="warning", color="yellow")
+        for text in _delta_notes(reel):
+            output.note(f"{reel['model']}: {text}")
     output.emit(document, encoded)
+
+
+def _delta_notes(reel: Document) -> Iterator[str]:
+    """Say what the table of a delta leaves out."""
+    if reel.get("unpaired"):
+        yield f"not in the base, archived: {', '.join(map(clean, reel['unpaired']))}"
+    if reel.get("energy_lost"):
+        yield f"rounding lost {reel['energy_lost']:.2%} of the energy of the difference"
 
 
 def encoded(document: Document) -> str:
@@ -135,18 +165,26 @@ def encoded(document: Document) -> str:
 @click.argument("reel")
 @click.argument("out_dir", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--tensor", metavar="NAME", help="Only this tensor; nothing else of the reel is read.")
+@options.base("What a delta was taken from. [default: what the store has]")
 @options.storage_dir
 @options.switches
 @click.pass_context
 def decode(
-    context: click.Context, reel: str, out_dir: Path, *, tensor: str | None, storage_dir: Path | None
+    context: click.Context,
+    reel: str,
+    out_dir: Path,
+    *,
+    tensor: str | None,
+    base: str | None,
+    storage_dir: Path | None,
 ) -> None:
     """Write a reel's weights back as safetensors.
 
     REEL is a file, or the name of a model in the store. Ends with exit code 3 if the weights are not the ones
     that were filmed.
     """
-    document = hilm.decode(find_reel(reel, storage_dir, "archive"), out_dir, tensor=tensor)
+    path = find_reel(reel, storage_dir, "archive", "delta", "small")
+    document = hilm.decode(path, out_dir, tensor=tensor, base=base, store=find_store(storage_dir))
     output.emit(document, decoded)
     if document["sha256_ok"] is False:
         context.exit(3)
@@ -164,6 +202,7 @@ def decoded(document: Document) -> str:
             "written to": clean(str(document["out"])),
             "tensors": count(amount(document["tensors"])),
             "proof": proof[document["sha256_ok"]],
+            **({"weights": f"rounded, NMSE {figure(document['nmse'])}"} if document.get("nmse") else {}),
         }
     )
 
@@ -174,17 +213,22 @@ def decoded(document: Document) -> str:
 )
 @click.argument("reel")
 @click.option("--against", metavar="MODEL", help="Compare with the checkpoint too, value by value.")
+@options.base("What a delta was taken from. [default: what the store has]")
 @options.storage_dir
 @options.switches
 @click.pass_context
-def verify(context: click.Context, reel: str, *, against: str | None, storage_dir: Path | None) -> None:
+def verify(
+    context: click.Context, reel: str, *, against: str | None, base: str | None, storage_dir: Path | None
+) -> None:
     """Prove that a reel holds what was filmed: every checksum, and with --against every value.
 
     REEL is a file, or the name of a model in the store. Ends with exit code 3 if it does not.
     """
     path = find_reel(reel, storage_dir)
     with output.progress() as progress:
-        document = hilm.verify(path, against=against, progress=progress)
+        document = hilm.verify(
+            path, against=against, base=base, store=find_store(storage_dir), progress=progress
+        )
     output.emit(document, verified)
     if not document["ok"]:
         context.exit(3)
@@ -210,6 +254,11 @@ def amount(things: int | list[object]) -> int:
     return things if isinstance(things, int) else len(things)
 
 
-def find_reel(reel: str, storage_dir: Path | None, mode: str | None = None) -> Path:
+def find_store(storage_dir: Path | None) -> hilm.Store | None:
+    """Return the store to look for bases in; None, which opens no store in vain, is the default one."""
+    return None if storage_dir is None else hilm.Store(storage_dir)
+
+
+def find_reel(reel: str, storage_dir: Path | None, *modes: str) -> Path:
     """Return the file REEL means: a path, or the name of a model in the store that has a reel."""
-    return Path(reel) if Path(reel).is_file() else hilm.Store(storage_dir).reel(reel, mode)
+    return Path(reel) if Path(reel).is_file() else hilm.Store(storage_dir).reel(reel, *modes)

@@ -63,6 +63,7 @@ def stats(*, storage_dir: Path | None) -> None:
     ),
 )
 @click.argument("model")
+@click.option("--chain", is_flag=True, help="List what its reel takes to decode.")
 @click.option("--sheet", type=click.Path(path_type=Path), metavar="PNG", help="Draw every tensor's picture.")
 @click.option("--film", type=click.Path(path_type=Path), metavar="MP4", help="Write the film of the weights.")
 @click.option(

@@ -51,6 +51,7 @@ COMMANDS: Mapping[str, Entry] = {
     "stats": Entry("Store", "library:stats", "What the store holds, in figures."),
     "show": Entry("Store", "library:show", "One model of the store; --sheet and --picture draw it."),
     "rm": Entry("Store", "library:remove", "Forget a model and delete its reel."),
+    "model": Entry("Make", "models:model", "Make a fresh ResNet-BK language model: hilm model new OUT."),
 }
 """Every command, in the order of the help."""
 

@@ -131,6 +131,28 @@ def selection(function: Function) -> Function:
     return function
 
 
+def base(text: str) -> Callable[[Function], Function]:
+    """Add --base."""
+    return click.option("--base", metavar="MODEL", help=text)
+
+
+def rounding(function: Function) -> Function:
+    """Add what mode small asks for: --bits, --error, --like, --quantiser, --effort and --keep."""
+    formats = click.Choice(["q4_k", "q5_k", "q6_k", "q8_0", "nf4", "int4"])
+    for option in (
+        click.option("--keep", multiple=True, metavar="PATTERN", help="Round no tensors of such names."),
+        click.option("--effort", type=click.IntRange(1, 2), help="1 rounds faster. [default: 2]"),
+        click.option(
+            "--quantiser", type=click.Choice(["tcq", "ecsq"]), help="ecsq is faster. [default: tcq]"
+        ),
+        click.option("--like", type=formats, help="As far as this format rounds. [default: q4_k]"),
+        click.option("--error", type=float, metavar="NMSE", help="Mean squared error, normalised, instead."),
+        click.option("--bits", type=float, metavar="B", help="Bits per rounded weight, 1.5 to 8."),
+    ):
+        option(function)
+    return function
+
+
 def revision(function: Function) -> Function:
     """Add --revision; and --variant and --weights-file, which :func:`at_revision` obeys."""
     for flag, metavar, text in (

@@ -9,6 +9,7 @@ import numpy as np
 from hilm.errors import ChecksumMismatch
 from hilm.reel.entropy import decode_stream, decoder_entries, encode_stream, encoder_steps, unpack_raw
 from hilm.reel.head import Coder, SlabHead
+from hilm.reel.plan import Plan
 from hilm.reel.scales import measure_scales, one_class
 from hilm.reel.tables import MAX_ALPHABET, frequencies, table_codes
 from hilm.reel.tokens import LIMIT, detokenize, tokenize
@@ -19,15 +20,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from hilm.reel.plan import ChunkDecoder, Words
     from hilm.reel.words import WordView
 
-    Words: TypeAlias = NDArray[np.unsignedinteger]
     Split: TypeAlias = Callable[[Words], tuple[NDArray[np.uint8], bytes]]
-    ChunkEncoder: TypeAlias = Callable[[int, int], bytes]
-    ChunkDecoder: TypeAlias = Callable[[bytes, int, Words], None]
 
 
-def symbol_encoder(words: Words, view: WordView) -> tuple[SlabHead, ChunkEncoder] | None:
+def symbol_encoder(words: Words, view: WordView) -> Plan | None:
     """Plan the coding of a slab as symbols.
 
     Args:
@@ -35,8 +34,7 @@ def symbol_encoder(words: Words, view: WordView) -> tuple[SlabHead, ChunkEncoder
         view: Their shape and type.
 
     Returns:
-        The slab's head and a thread-safe function that codes the words from ``start`` to ``stop``; or None if
-        an integer is too large for a token.
+        The plan, or None if an integer is too large for a token.
     """
     if view.kind == "float":
         head, split = _plan_floats(words, view)
@@ -52,7 +50,7 @@ def symbol_encoder(words: Words, view: WordView) -> tuple[SlabHead, ChunkEncoder
         symbols, raw = split(words[start:stop])
         return encode_stream(symbols, head.scales.ids(start, stop), steps, raw)
 
-    return head, encode
+    return Plan(head, encode)
 
 
 def symbol_decoder(head: SlabHead) -> ChunkDecoder:

@@ -13,7 +13,9 @@ import numpy as np
 
 from hilm.errors import ChecksumMismatch, NotAReel, StorageError, UsageError
 from hilm.reel.container import ReelFile
+from hilm.reel.delta_base import BaseTensor
 from hilm.reel.layout import coded_view
+from hilm.reel.manifest import ROUNDING_CODERS
 from hilm.reel.records import count_sample_records
 from hilm.reel.slab import decode_slab
 from hilm.weights.dtypes import DTYPES, decode
@@ -23,19 +25,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hilm.reel.schema import Sample, SourceFile, Tensor
+    from hilm.reel.delta_base import Base
+    from hilm.reel.schema import Pinned, Sample, SourceFile, Tensor
 
 
 class Reel:
     """A reel open for reading; a context manager. Nothing is decoded before it is asked for.
 
     Attributes:
+        name: What people call it: its file's name without the suffix.
         file: The container: manifest, index and checked records.
         tensors: Entries of the manifest by tensor name.
     """
 
-    def __init__(self, file: ReelFile, threads: int | None = None) -> None:
-        self.file = file
+    def __init__(self, file: ReelFile, threads: int | None = None, name: str = "the reel") -> None:
+        self.file, self.name = file, name
+        self._base: Base | None = None
         self.tensors = {entry["name"]: entry for entry in file.manifest["tensors"]}
         self._threads = threads or os.cpu_count() or 1
 
@@ -50,7 +55,7 @@ class Reel:
         """
         if not Path(path).is_file():
             raise NotAReel(f"{path} is not a file", hint="name the reel itself, such as model.reel.mp4")
-        return cls(ReelFile.open(Path(path)))
+        return cls(ReelFile.open(Path(path)), name=Path(path).name.removesuffix(".mp4").removesuffix(".reel"))
 
     def __enter__(self) -> Self:
         return self
@@ -60,8 +65,32 @@ class Reel:
 
     @property
     def mode(self) -> str:
-        """``archive`` or ``sample``."""
+        """``archive``, ``small``, ``delta`` or ``sample``."""
         return self.file.manifest["mode"]
+
+    @property
+    def pinned(self) -> Pinned | None:
+        """What is known of the base of a delta."""
+        return self.file.manifest["base"]
+
+    @property
+    def depth(self) -> int:
+        """Deltas that stood on each other when it was made, this one included; 0 of what is no delta."""
+        return self.pinned["depth"] if self.pinned else 0
+
+    def stand_on(self, base: Base) -> None:
+        """Decode differences against this base from now on."""
+        self._base = base
+
+    def describe(self, name: str) -> tuple[str, tuple[int, ...]] | None:
+        """Element type and shape of a tensor; None if there is none."""
+        entry = self.tensors.get(name)
+        return None if entry is None else (entry["dtype"], tuple(entry["shape"]))
+
+    def digest(self) -> str:
+        """Digest of the set of tensors it was made from."""
+        source = self.file.manifest["source"]
+        return source["digest"] if source else ""
 
     @property
     def samples(self) -> list[Sample]:
@@ -104,14 +133,41 @@ class Reel:
         return entry
 
     def pieces(self, name: str) -> Iterator[NDArray[np.uint8]]:
-        """Stored bytes of one tensor, slab by slab; its SHA-256 is checked behind the last piece."""
+        """Stored bytes of one tensor, slab by slab; its SHA-256 is checked behind the last piece.
+
+        Raises:
+            UsageError: It is a difference, and the reel has no base to stand on.
+            BaseMismatch: The base is not the one the difference was made against.
+        """
         entry = self._entry(name)
+        expected = self.pinned["tensors"].get(entry["name"]) if self.pinned else None
+        if expected is None:
+            yield from self._decode(entry, None)
+            return
+        if self._base is None:
+            raise UsageError(
+                f"{self.name} is a delta, and its base is not there",
+                hint="name the base it was made against: --base MODEL",
+            )
+        base = BaseTensor(self._base, entry["name"], entry["dtype"], entry["shape"])
+        try:
+            yield from self._decode(entry, base)
+        except ChecksumMismatch:
+            base.check(expected)
+            raise
+        base.check(expected)
+
+    def _decode(self, entry: Tensor, base: BaseTensor | None) -> Iterator[NDArray[np.uint8]]:
         dtype, digest = DTYPES[entry["dtype"]], hashlib.sha256()
-        columns = coded_view(entry["dtype"], entry["shape"])[1]
+        rounded = entry["coder"] in ROUNDING_CODERS
+        _, columns, word = coded_view(entry["dtype"], entry["shape"])
         for begin, end, first, count in entry["slabs"]:
             rows, width = (1, end - begin) if "unit" in entry else (end - begin, columns)
             head, *chunks = self.file.records(first, count)
-            words = decode_slab(head, chunks, dtype, rows, width, threads=self._threads)
+            old = base.take(rows * width * word) if base else None
+            words = decode_slab(
+                head, chunks, dtype, rows, width, base=old, rounded=rounded, threads=self._threads
+            )
             digest.update(words.data)
             yield words
         if digest.hexdigest() != entry["sha256"]:
@@ -138,10 +194,10 @@ class Reel:
 
 
 def decode_files(reel: Reel, out: Path, tick: Callable[[str], None] = lambda _: None) -> list[str]:
-    """Rebuild the original files of an archive in a new folder, byte for byte.
+    """Rebuild the files a reel was made from in a new folder, byte for byte but for rounded weights.
 
     Args:
-        reel: An open reel of mode ``archive``.
+        reel: An open reel, not of samples; a delta stands on its base.
         out: The folder; it appears complete or not at all.
         tick: Called with the name of every file that is done.
 

@@ -1,4 +1,4 @@
-"""Encode: a checkpoint bit for bit into a reel."""
+"""Encode: a checkpoint into a reel, bit for bit or with rounded weights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hilm.errors import UnsupportedFormat
+from hilm.reel.distortion import Distortion, mean_error
 from hilm.reel.front import draw_front
 from hilm.reel.head import Coder
 from hilm.reel.layout import SLAB_ELEMENTS, chunk_lengths, coded_view, cut_slabs
-from hilm.reel.manifest import CODING, tensor_digest
+from hilm.reel.manifest import CODING, DELTA_CODERS, EXACT_CODERS, ROUNDING_CODERS, tensor_digest
+from hilm.reel.quantizer import LAMBDA
+from hilm.reel.rate import find_quantizer
 from hilm.reel.records import RECORD, Kind
 from hilm.reel.sections import EMPTY_FRONT
 from hilm.reel.slab import encode_slab
@@ -26,13 +30,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from hilm.reel.delta_base import Base
     from hilm.reel.layout import Slab
-    from hilm.reel.schema import Front, Manifest, Tensor
+    from hilm.reel.plan import Planner
+    from hilm.reel.rate import Rounding
+    from hilm.reel.schema import Front, Manifest, Pinned, Tensor
     from hilm.weights.blocks import Block
     from hilm.weights.checkpoint import Checkpoint
     from hilm.weights.tensor import TensorInfo
 
-_CODERS = ("symbols", "const", "raw")  # a tensor is filed under the first that any slab uses
+    Choice = Callable[[TensorInfo], Planner | None]
+
+_CODERS = (*ROUNDING_CODERS, *DELTA_CODERS, *EXACT_CODERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +50,13 @@ class EncodeReport:
 
     Attributes:
         reel: The file: path, size, SHA-256, manifest SHA-256, payload bytes and bits per weight.
-        mode: ``archive`` or ``sample``.
+        mode: ``archive``, ``small``, ``delta`` or ``sample``.
         weights: Values coded.
         frames: Frames of the front video.
-        file_digests: SHA-256 of every weight file of an archive, in the order of the checkpoint's files.
+        file_digests: SHA-256 of every weight file of the source, in the order of the checkpoint's files.
+        nmse: Mean normalised squared error of the rounded tensors; 0 if there are none.
+        unpaired: Tensors of a delta that the base does not have.
+        energy_lost: Share of the energy of the differences that rounding them lost.
     """
 
     reel: ReelFacts
@@ -52,6 +64,9 @@ class EncodeReport:
     weights: int
     frames: int
     file_digests: tuple[bytes, ...] = ()
+    nmse: float = 0.0
+    unpaired: tuple[str, ...] = ()
+    energy_lost: float = 0.0
 
 
 def encode_archive(
@@ -75,27 +90,112 @@ def encode_archive(
         StorageError: The reel cannot be written; nothing appears under its name.
         SourceChanged: A file changed while it was read.
     """
-    video, front = draw_front(checkpoint) if preview and checkpoint.tensors else (EMPTY_FRONT, None)
+    return write_reel(checkpoint, out, "archive", {}, lambda _: None, preview, sinks, threads)
+
+
+def encode_small(
+    checkpoint: Checkpoint,
+    out: Path,
+    rounding: Rounding,
+    *,
+    preview: bool = True,
+    sinks: Sequence[Callable[[Block], None]] = (),
+    threads: int | None = None,
+) -> EncodeReport:
+    """Write a reel of rounded weights; the error is measured on what a reader will decode.
+
+    Matrices of at least 32 rows and columns are rounded; everything else, packed weights included, is kept
+    bit for bit.
+
+    Args:
+        checkpoint: An open checkpoint.
+        out: Name of the reel.
+        rounding: How many bits or how much error, and what is kept.
+        preview: As of `encode_archive`.
+        sinks: As of `encode_archive`.
+        threads: As of `encode_archive`.
+
+    Raises:
+        EmptySelection: There is nothing to round.
+        UnsupportedFormat: The files are PyTorch's.
+        StorageError: The reel cannot be written; nothing appears under its name.
+        SourceChanged: A file changed while it was read.
+    """
+    if checkpoint.format == "torch":
+        raise UnsupportedFormat(
+            f"{checkpoint.name}: PyTorch files keep checksums of their values, which rounding would break",
+            hint="save the model as safetensors, or use --mode archive",
+        )
+    quantizer = find_quantizer(checkpoint, rounding, threads or os.cpu_count() or 1)
+    settings = {
+        "st": quantizer.step,
+        "lambda": LAMBDA,
+        "quantiser": rounding.quantiser,
+        "effort": rounding.effort,
+        "keep": list(rounding.keep),
+    }
+
+    def choose(info: TensorInfo) -> Planner | None:
+        whole = checkpoint.tensors.get(info.name)  # a part of packed weights is none
+        return quantizer if whole is not None and rounding.applies(whole) else None
+
+    return write_reel(checkpoint, out, "small", settings, choose, preview, sinks, threads)
+
+
+def write_reel(
+    checkpoint: Checkpoint,
+    out: Path,
+    mode: str,
+    settings: dict[str, Any],
+    choose: Choice,
+    preview: bool,  # noqa: FBT001 - of the public functions
+    sinks: Sequence[Callable[[Block], None]],
+    threads: int | None,
+    base: Base | None = None,
+    pin: Callable[[list[Tensor]], Pinned] | None = None,
+) -> EncodeReport:
+    """Write every tensor as its planner says, for the functions of the modes.
+
+    Args:
+        checkpoint: As of `encode_archive`.
+        out: As of `encode_archive`.
+        mode: What the manifest calls it.
+        settings: Options that the bytes depend on; a step among them says that weights are rounded.
+        choose: Makes the planner of a tensor; None keeps it bit for bit.
+        preview: As of `encode_archive`.
+        sinks: As of `encode_archive`.
+        threads: As of `encode_archive`.
+        base: The front shows differences from it.
+        pin: Describes the base in the manifest, given the entries of all tensors.
+    """
+    video, front = draw_front(checkpoint, base) if preview and checkpoint.tensors else (EMPTY_FRONT, None)
     with ReelWriter(out, video) as writer:
-        slabs, content = _SlabSink(writer, threads or os.cpu_count() or 1), ContentDigest(checkpoint)
+        content = ContentDigest(checkpoint)
+        decoded = ContentDigest(checkpoint) if "st" in settings else None
+        slabs = _SlabSink(writer, choose, decoded, threads or os.cpu_count() or 1)
         for block in checkpoint.blocks(stored=True):
             for sink in (slabs.update, content.update, *sinks):
                 sink(block)
         digests, tensors = content.finish(), slabs.finish(checkpoint)
-        files = store_weight_files(checkpoint, digests, writer) + store_side_files(checkpoint, writer)
+        files = store_weight_files(checkpoint, digests, decoded.digests() if decoded else digests, writer)
+        files += store_side_files(checkpoint, writer)
         checkpoint.check_unchanged()
-        weights = sum(t.numel for t in checkpoint.tensors.values() if t.alias_of is None)
-        manifest = new_manifest("archive", {"tile": 512, "slab_elements": SLAB_ELEMENTS}, front)
+        manifest = new_manifest(mode, {"tile": 512, "slab_elements": SLAB_ELEMENTS} | settings, front)
         manifest["source"] = {
-            "digest": tensor_digest((t["name"], t["dtype"], t["shape"], t["sha256"]) for t in tensors),
+            "digest": tensor_digest(
+                (t["name"], t["dtype"], t["shape"], t.get("sha256_source", t["sha256"])) for t in tensors
+            ),
             "content_key": content_key(digests).hex(),
             "files": files,
             "metadata": checkpoint.metadata,
         }
-        manifest["tensors"] = tensors
+        manifest["tensors"], manifest["base"] = tensors, pin(tensors) if pin else None
+        weights = sum(t.numel for t in checkpoint.tensors.values() if t.alias_of is None)
         manifest["totals"] = {"weights": weights, "bytes_source": sum(file["size"] for file in files)}
+        if (nmse := mean_error(tensors)) is not None:
+            manifest["totals"]["nmse"] = nmse
         facts = writer.finish(manifest)
-    return EncodeReport(facts, "archive", weights, len(front["frames"]) if front else 0, digests)
+    return EncodeReport(facts, mode, weights, len(front["frames"]) if front else 0, digests, nmse or 0.0)
 
 
 def new_manifest(mode: str, settings: dict[str, Any], front: Front | None) -> Manifest:
@@ -119,10 +219,19 @@ def new_manifest(mode: str, settings: dict[str, Any], front: Front | None) -> Ma
 
 
 class _SlabSink:
-    """Collects stored words into slabs and writes each as soon as it is full."""
+    """Collects stored words into slabs and writes each as soon as it is full.
 
-    def __init__(self, writer: ReelWriter, threads: int) -> None:
-        self._writer, self._threads = writer, threads
+    Args:
+        writer: Takes the records.
+        choose: Says how a tensor is coded if not bit for bit.
+        decoded: Is given the bytes that will be decoded; None where they are those of the files.
+        threads: Chunks coded at a time.
+    """
+
+    def __init__(
+        self, writer: ReelWriter, choose: Choice, decoded: ContentDigest | None, threads: int
+    ) -> None:
+        self._writer, self._choose, self._decoded, self._threads = writer, choose, decoded, threads
         self._buffer = np.empty(0, np.uint8)
         self._done: dict[str, Tensor] = {}
 
@@ -131,7 +240,8 @@ class _SlabSink:
         if block.first:
             self._begin(block.info)
         words = block.words
-        self._sha256.update(words.data)
+        if self._decoded is not None:
+            self._source.update(words.data)
         while len(words):
             size = self._pending[0].elements * self._word
             taken = min(size - self._fill, len(words))
@@ -139,7 +249,7 @@ class _SlabSink:
             self._fill += taken
             words = words[taken:]
             if self._fill == size:
-                self._flush(self._pending.pop(0))
+                self._flush(block.info, self._pending.pop(0))
         if block.last:
             self._end(block.info)
 
@@ -159,7 +269,8 @@ class _SlabSink:
         largest = max((slab.elements for slab in self._pending), default=0) * self._word
         if len(self._buffer) < largest:
             self._buffer = np.empty(largest, np.uint8)
-        self._sha256, self._fill = hashlib.sha256(), 0
+        self._planner, self._distortion = self._choose(info), Distortion()
+        self._sha256, self._source, self._fill, self._offset = hashlib.sha256(), hashlib.sha256(), 0, 0
         self._entry: Tensor = {
             "name": info.name,
             "dtype": info.dtype,
@@ -174,18 +285,31 @@ class _SlabSink:
         if by_element:
             self._entry["unit"] = "element"
 
-    def _flush(self, slab: Slab) -> None:
-        words, entry = self._buffer[: self._fill], self._entry
-        coded = encode_slab(words, DTYPES[entry["dtype"]], slab.rows, slab.columns, threads=self._threads)
+    def _flush(self, info: TensorInfo, slab: Slab) -> None:
+        words, entry, dtype = self._buffer[: self._fill], self._entry, DTYPES[info.dtype]
+        coded = encode_slab(
+            words, dtype, slab.rows, slab.columns, planner=self._planner, threads=self._threads
+        )
         first = self._writer.add_record(Kind.HEAD, coded.head, 0)
         for chunk, elements in zip(coded.chunks, chunk_lengths(slab.elements), strict=False):
             self._writer.add_record(Kind.DATA, chunk, elements)
         records = 1 + len(coded.chunks)
         entry["slabs"].append([slab.begin, slab.end, first, records])
-        entry["coder"] = min(entry["coder"], Coder(coded.head[0]).name.lower(), key=_CODERS.index)
+        entry["coder"] = min(
+            entry["coder"], Coder(coded.head[0]).name.lower().replace("_", "-"), key=_CODERS.index
+        )
         entry["bits"] += 8 * (coded.nbytes + records * RECORD.itemsize)
+        back = words if coded.decoded is None else coded.decoded
+        self._sha256.update(back.data)
+        if self._decoded is not None:
+            self._distortion.add(back, words, dtype)
+            self._decoded.add(info, self._offset, back)
+        self._offset += self._fill
         self._fill = 0
 
     def _end(self, info: TensorInfo) -> None:
-        self._entry["sha256"] = self._sha256.hexdigest()
-        self._done[info.name] = self._entry
+        entry, source = self._entry, self._source.hexdigest()
+        entry["sha256"] = self._sha256.hexdigest()
+        if self._decoded is not None and source != entry["sha256"]:
+            entry |= {"sha256_source": source, "error": self._distortion.error}
+        self._done[info.name] = entry

@@ -49,6 +49,7 @@ def decoder_entries(frequencies: NDArray[np.int64]) -> NDArray[np.uint32]:
 
     Returns:
         [T * 4096], one entry per (table, slot): symbol | (f - 1) << 8 | (slot - cumulated frequency) << 20.
+        An empty table has symbol 255 everywhere, which is no token.
     """
     return _fill_entries(np.ascontiguousarray(frequencies))
 
@@ -87,6 +88,20 @@ def decode_stream(
     Raises:
         ChecksumMismatch: The stream is cut, has words left over, or does not end in the initial state.
     """
+    lanes, words, raw = open_stream(data)
+    symbols = np.empty(ids.size, np.uint8)
+    check_end(_decode(symbols, ids, entries, lanes, words), lanes, words)
+    return symbols, raw
+
+
+def open_stream(
+    data: bytes | memoryview,
+) -> tuple[NDArray[np.uint64], NDArray[np.uint16], NDArray[np.uint8]]:
+    """Take a stream apart: states of the lanes, words with eight zeros behind them, packed raw bits.
+
+    Raises:
+        ChecksumMismatch: The stream is cut.
+    """
     if len(data) < _HEAD.size:
         raise ChecksumMismatch(f"entropy-coded stream of {len(data)} bytes has no room for its head")
     *states, count = _HEAD.unpack_from(data)
@@ -95,11 +110,13 @@ def decode_stream(
         raise ChecksumMismatch(f"entropy-coded stream promises {count} words but has {len(data)} bytes")
     words = np.zeros(count + LANES, np.uint16)  # the end is checked once per round of lanes
     words[:count] = np.frombuffer(data, "<u2", count, _HEAD.size)
-    lanes = np.array(states, np.uint64)
-    symbols = np.empty(ids.size, np.uint8)
-    if _decode(symbols, ids, entries, lanes, words) != count or (lanes != _LOW).any():
+    return np.array(states, np.uint64), words, np.frombuffer(data, np.uint8, offset=raw_at)
+
+
+def check_end(used: int | np.integer, lanes: NDArray[np.uint64], words: NDArray[np.uint16]) -> None:
+    """Raise ChecksumMismatch unless all words were used and every lane is back in its first state."""
+    if used != words.size - LANES or (lanes != _LOW).any():
         raise ChecksumMismatch("entropy-coded stream does not end where it began")
-    return symbols, np.frombuffer(data, np.uint8, offset=raw_at)
 
 
 def pack_raw(buffer: NDArray[np.uint64], bits: int) -> bytes:
@@ -139,7 +156,7 @@ def _fill_steps(frequencies: NDArray[np.int64]) -> NDArray[np.uint64]:
 @kernel
 def _fill_entries(frequencies: NDArray[np.int64]) -> NDArray[np.uint32]:
     tables, alphabet = frequencies.shape
-    entries = np.zeros(tables << PROBABILITY_BITS, np.uint32)
+    entries = np.full(tables << PROBABILITY_BITS, 255, np.uint32)
     for table in range(tables):
         at = table << PROBABILITY_BITS
         for symbol in range(alphabet):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from hilm.reel.delta_base import Base
     from hilm.reel.schema import Frame, Front
     from hilm.weights.checkpoint import Checkpoint
     from hilm.weights.tensor import TensorInfo
@@ -22,8 +23,8 @@ FPS = 5
 _SHARE, _LEAST = 150, 4 << 20  # the budget: one part in 150 of the tensors' bytes, at least 4 MiB
 
 
-def draw_front(checkpoint: Checkpoint) -> tuple[bytes, Front]:
-    """Draw one frame per stored tensor, in checkpoint order, and encode them as they come.
+def draw_front(checkpoint: Checkpoint, base: Base | None = None) -> tuple[bytes, Front]:
+    """Draw one frame per stored tensor or its difference from a base, in checkpoint order, and encode them.
 
     Raises:
         EncoderError: The encoder or the file system failed.
@@ -33,7 +34,7 @@ def draw_front(checkpoint: Checkpoint) -> tuple[bytes, Front]:
     shown: list[Frame] = []
     budget = max(sum(t.nbytes for t in owners) // _SHARE, _LEAST)
     video = encode_preview(
-        _draw_tensors(checkpoint, shown), fps=FPS, chapters=_chapters(owners), budget_bytes=budget
+        _draw_tensors(checkpoint, base, shown), fps=FPS, chapters=_chapters(owners), budget_bytes=budget
     )
     return video, describe_front(video, shown)
 
@@ -53,9 +54,11 @@ def describe_front(video: bytes, frames: list[Frame]) -> Front:
     }
 
 
-def _draw_tensors(checkpoint: Checkpoint, shown: list[Frame]) -> Iterator[NDArray[np.uint8]]:
+def _draw_tensors(
+    checkpoint: Checkpoint, base: Base | None, shown: list[Frame]
+) -> Iterator[NDArray[np.uint8]]:
     """Pixels of every tensor's frame; what the manifest needs to know of it is added to ``shown``."""
-    for info, frame, sampled in draw_checkpoint(checkpoint):
+    for info, frame, sampled in draw_checkpoint(checkpoint, base):
         shown.append({"tensor": info.name, "scale": frame.scale, "sampled": sampled})
         yield frame.pixels
 

@@ -20,8 +20,20 @@ if TYPE_CHECKING:
 
 MANIFEST_LIMIT: Final = 256 << 20
 
-_MODES = ("archive", "sample")
-_CODERS = ("symbols", "raw", "const")
+ROUNDING_CODERS: Final = ("tcq", "ecsq", "tcq-delta")
+MAX_DEPTH: Final = 8
+"""Deltas that may stand on each other."""
+
+DELTA_CODERS: Final = ("tcq-delta", "worddiff", "same")
+EXACT_CODERS: Final = ("symbols", "const", "raw")
+"""Coders of slabs; a tensor is filed under the first that any of its slabs uses."""
+
+_MODES = ("archive", "small", "delta", "sample")
+_CODERS = {
+    "archive": EXACT_CODERS,
+    "small": ("tcq", "ecsq", *EXACT_CODERS),
+    "delta": (*DELTA_CODERS, *EXACT_CODERS),
+}
 _MAX_NESTING = 16
 _MAX_DIMENSIONS = 32
 _MAX_NAME = 4096
@@ -108,7 +120,8 @@ def check_manifest(document: object) -> Manifest:
         )
     _check_mode(manifest)
     _check_samples(manifest.get("samples", []))
-    _check_tensors(manifest["tensors"])
+    _check_tensors(manifest["tensors"], _CODERS.get(mode, ()))
+    _check_base(manifest)
     _check_front(manifest)
     if manifest["source"]:
         _check_names([file["name"] for file in manifest["source"]["files"]])
@@ -139,7 +152,7 @@ def _nests(value: object) -> bool:
 
 def _check_mode(manifest: Manifest) -> None:
     coding = manifest["coding"]
-    fixed = all(coding[key] == CODING[key] for key in ("chunk_elements", "prob_bits", "lanes"))
+    fixed = all(coding[key] == CODING[key] for key in ("chunk_elements", "prob_bits", "lanes", "next"))
     require(
         fixed and 0 < coding["slab_elements"] <= SLAB_ELEMENTS, "coding", f"cannot decode {coding!r:.200}"
     )
@@ -148,7 +161,18 @@ def _check_mode(manifest: Manifest) -> None:
         require(not manifest["tensors"], "mode", "a sampled reel holds whole tensors")
     else:
         require(not manifest.get("samples"), "mode", "only a sampled reel holds samples")
-        require(manifest["source"] is not None, "mode", "an archive names no source")
+        require(manifest["source"] is not None, "mode", "the source is not named")
+
+
+def _check_base(manifest: Manifest) -> None:
+    base, names = manifest["base"], {tensor["name"] for tensor in manifest["tensors"]}
+    require((base is not None) == (manifest["mode"] == "delta"), "base", "a delta, and it alone, has a base")
+    require(base is None or 1 <= base["depth"] <= MAX_DEPTH, "base", "too many deltas stand on each other")
+    pinned = base["tensors"] if base else {}
+    require(pinned.keys() <= names, "base", "a tensor of the base is compared with none")
+    for tensor in manifest["tensors"]:
+        sound = tensor["coder"] not in DELTA_CODERS or tensor.get("alias_of") or tensor["name"] in pinned
+        require(bool(sound), "base", f"{tensor['name']}: a difference from a tensor that is not named")
 
 
 def _check_samples(samples: list[Sample]) -> None:
@@ -167,15 +191,15 @@ def _check_front(manifest: Manifest) -> None:
         return
     even = front["width"] % 2 == front["height"] % 2 == 0 < front["width"] * front["height"]
     require(even and min(front["fps"]) > 0, "front", "the front video has an impossible geometry")
-    if manifest["mode"] == "archive":
+    if manifest["mode"] != "sample":
         names = {tensor["name"] for tensor in manifest["tensors"]}
         known = all(frame["tensor"] in names for frame in front["frames"])
         require(known, "front", "a frame shows a tensor that does not exist")
 
 
-def _check_tensors(tensors: list[Tensor]) -> None:
+def _check_tensors(tensors: list[Tensor], coders: tuple[str, ...]) -> None:
     for tensor in tensors:
-        _check_tensor(tensor)
+        _check_tensor(tensor, coders)
     named = {tensor["name"]: tensor for tensor in tensors}
     require(len(named) == len(tensors), "duplicate", "a tensor occurs twice")
     settled: set[str] = set()
@@ -189,16 +213,19 @@ def _check_tensors(tensors: list[Tensor]) -> None:
         settled.update(path)
 
 
-def _check_tensor(tensor: Tensor) -> None:
+def _check_tensor(tensor: Tensor, coders: tuple[str, ...]) -> None:
     name, shape = tensor["name"], tensor["shape"]
     require(0 < len(name.encode()) <= _MAX_NAME, "name", f"a tensor name has {len(name.encode())} bytes")
     require(len(shape) <= _MAX_DIMENSIONS, "limit", f"{name} has {len(shape)} dimensions")
     require(math.prod(shape) < 1 << 63, "limit", f"{name} has too many elements")
     stored = math.prod(coded_view(tensor["dtype"], shape))
     require(tensor["nbytes"] == stored, "size", f"{name}: its shape has {stored:,} bytes, not nbytes")
-    require(tensor["coder"] in _CODERS, "coder", f"{name}: no coder {tensor['coder']!r:.40} in an archive")
+    require(tensor["coder"] in coders, "coder", f"{name}: no coder {tensor['coder']!r:.40} in this mode")
     exact = tensor.get("sha256_source", tensor["sha256"]) == tensor["sha256"]
-    require(exact, "digest", f"{name}: an archived tensor has two digests")
+    require(
+        exact or tensor["coder"] in ROUNDING_CODERS, "digest", f"{name}: an archived tensor has two digests"
+    )
+    require(exact != ("error" in tensor), "error", f"{name}: rounded weights and no error, or the other way")
 
 
 def _alias_target(tensor: Tensor, named: dict[str, Tensor]) -> str | None:

@@ -162,7 +162,7 @@ def _class_ids(
     return ids
 
 
-def pack_vector(values: NDArray[np.int8]) -> bytes:
+def pack_vector(values: NDArray[np.int8] | NDArray[np.int64]) -> bytes:
     """Write a short vector: its own frequency table and one entropy-coded stream of tokens."""
     symbols, raw = tokenize(values.astype(np.int64))
     counts = np.bincount(symbols, minlength=1)[None]
@@ -173,26 +173,28 @@ def pack_vector(values: NDArray[np.int8]) -> bytes:
     return _VECTOR.pack(counts.size, len(table), len(body)) + table + body
 
 
-def parse_vector(data: bytes, offset: int, size: int) -> tuple[NDArray[np.int8], int]:
-    """Read a vector of ``size`` scales; return it and the offset behind it.
+def parse_vector(
+    data: bytes, offset: int, size: int, lowest: int = _LOWEST, highest: int = _HIGHEST
+) -> tuple[NDArray[np.int64], int]:
+    """Read a vector of ``size`` integers; return it and the offset behind it.
 
     Raises:
-        ChecksumMismatch: The vector is malformed, goes beyond the end, or holds a value that is no scale.
+        ChecksumMismatch: The vector is malformed, goes beyond the end, or holds a value out of bounds.
     """
     if len(data) < offset + _VECTOR.size:
-        raise ChecksumMismatch("slab head ends within a vector of scales")
+        raise ChecksumMismatch("slab head ends within a vector")
     alphabet, table_size, body_size = _VECTOR.unpack_from(data, offset)
     table_at = offset + _VECTOR.size
     body_at = table_at + table_size
     stop = body_at + body_size
     if not 1 <= alphabet <= ALPHABET or stop > len(data):
-        raise ChecksumMismatch(f"vector of scales with {alphabet} symbols, {stop - offset} bytes")
+        raise ChecksumMismatch(f"vector with {alphabet} symbols, {stop - offset} bytes")
     codes = parse_tables(memoryview(data)[table_at:body_at], 1, alphabet)
     if not codes.any():
-        raise ChecksumMismatch("vector of scales with an empty frequency table")
+        raise ChecksumMismatch("vector with an empty frequency table")
     entries = decoder_entries(frequencies(codes))
     symbols, raw = decode_stream(memoryview(data)[body_at:stop], np.zeros(size, np.uint8), entries)
     values = detokenize(symbols, raw)
-    if values.min() < _LOWEST or values.max() > _HIGHEST:
-        raise ChecksumMismatch("vector of scales with a value outside -64 to 63")
-    return values.astype(np.int8), stop
+    if values.min() < lowest or values.max() > highest:
+        raise ChecksumMismatch(f"vector with a value outside {lowest} to {highest}")
+    return values, stop

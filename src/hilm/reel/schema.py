@@ -45,11 +45,15 @@ class Coding(TypedDict):
 
 
 class SourceFile(TypedDict):
-    """A file of the source; its segments concatenated rebuild it byte for byte."""
+    """A file; its segments concatenated rebuild it byte for byte.
+
+    ``sha256`` is that of the rebuilt file; where weights were rounded, ``sha256_source`` is the source's.
+    """
 
     name: str
     size: int
     sha256: _Sha256
+    sha256_source: NotRequired[_Sha256]
     segments: list[list[Any]]  # ["blob", first record, records] or ["tensor", name]
 
 
@@ -70,6 +74,20 @@ class Frame(TypedDict):
     sampled: bool
 
 
+class Pinned(TypedDict):
+    """The base of a delta.
+
+    ``depth`` counts the deltas that stand on each other, this one included; ``hint`` is a name for people;
+    ``tensors`` are those used, with their SHA-256.
+    """
+
+    depth: int
+    digest: _Sha256
+    hint: str
+    tensors: dict[str, _Sha256]
+    content_key: NotRequired[_Sha256]
+
+
 class Front(TypedDict):
     """The video in front: bytes 0 … size - 1 of the file."""
 
@@ -83,10 +101,25 @@ class Front(TypedDict):
     frames: list[Frame]
 
 
+class Error(TypedDict):
+    """How far the weights of a tensor lie from the source's; ``max_abs`` in weight units.
+
+    ``energy_lost`` is the share of the energy of a rounded difference.
+    """
+
+    nmse: float
+    max_abs: float
+    cosine: float
+    energy_lost: NotRequired[float]
+
+
 class Tensor(TypedDict):
     """One tensor. Slabs are [begin, end, first record, records], in rows of the view or in elements.
 
-    ``coder`` is the first of ``symbols``, ``const``, ``raw`` that any slab uses; ``raw`` without slabs.
+    ``coder`` is the first of ``tcq``, ``ecsq``, ``tcq-delta``, ``worddiff``, ``same``, ``symbols``,
+    ``const``, ``raw`` that any slab uses; ``raw`` without slabs. ``sha256`` is that of the decoded bytes;
+    where they are not the source's, ``sha256_source`` is that of the source, and ``error`` says how they
+    differ.
     """
 
     name: str
@@ -101,6 +134,7 @@ class Tensor(TypedDict):
     unit: NotRequired[Annotated[str, "element"]]
     layout: NotRequired[str]
     sha256_source: NotRequired[_Sha256]
+    error: NotRequired[Error]
     column_gain: NotRequired[None]
 
 
@@ -129,10 +163,14 @@ class Sample(TypedDict):
 
 
 class Totals(TypedDict):
-    """Counts and bytes; the last two are filled in when the reel is finished."""
+    """Counts and bytes; the last two are filled in when the reel is finished.
+
+    ``nmse`` is the mean over the rounded tensors, by their number of weights.
+    """
 
     weights: int
     bytes_source: int
+    nmse: NotRequired[float]
     bytes_payload: NotRequired[int]
     bits_per_weight: NotRequired[float]
 
@@ -149,7 +187,7 @@ class Manifest(TypedDict):
     settings: dict[str, Any]
     coding: Coding
     source: Source | None
-    base: None
+    base: Pinned | None
     companion: None
     front: Front | None
     tensors: list[Tensor]

@@ -5,15 +5,18 @@ Every coder is one entry of a table: from the parsed head to a function that dec
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hilm.errors import ChecksumMismatch
 from hilm.reel.archive import symbol_decoder, symbol_encoder
-from hilm.reel.head import Coder, SlabHead, pack_head, parse_head
+from hilm.reel.delta import delta_decoder
+from hilm.reel.delta_rounding import rounded_delta_decoder
+from hilm.reel.head import DIFFERENCES, ROUNDING, Coder, SlabHead, pack_head, parse_head
+from hilm.reel.quantizer import scalar_decoder, trellis_decoder
+from hilm.reel.threads import in_threads
 from hilm.reel.words import word_view
 
 if TYPE_CHECKING:
@@ -21,12 +24,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hilm.reel.archive import ChunkDecoder, Words
+    from hilm.reel.plan import ChunkDecoder, Plan, Planner, Words
+    from hilm.reel.words import WordView
     from hilm.weights.dtypes import DType
 
+_CHUNKLESS = frozenset({Coder.CONST, Coder.SAME})
 _SMALLEST_CODED = 256  # bytes; below, a slab is stored as it is
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +39,12 @@ class EncodedSlab:
     Attributes:
         head: What every chunk needs to be decoded.
         chunks: One per 262,144 words; none if all words are equal.
+        decoded: The stored bytes that come back, where they are others than those that went in.
     """
 
     head: bytes
     chunks: list[bytes]
+    decoded: NDArray[np.uint8] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -48,9 +53,15 @@ class EncodedSlab:
 
 
 def encode_slab(
-    words: NDArray[np.uint8], dtype: DType, rows: int, columns: int, *, threads: int = 1
+    words: NDArray[np.uint8],
+    dtype: DType,
+    rows: int,
+    columns: int,
+    *,
+    planner: Planner | None = None,
+    threads: int = 1,
 ) -> EncodedSlab:
-    """Code a slab so that every bit comes back; the result does not depend on ``threads``.
+    """Code a slab, bit for bit unless a planner says otherwise; the result does not depend on ``threads``.
 
     Args:
         words: Stored little-endian bytes of the slab, contiguous.
@@ -58,26 +69,62 @@ def encode_slab(
         rows: R.
         columns: C, in words: a complex number is two, and types below one byte are counted in bytes. The
             slab has at least one word.
+        planner: Tried first. What it keeps bit for bit in more than half of the
+            bytes is coded without it too, and the smaller result counts.
         threads: Chunks coded at a time.
     """
     view = word_view(dtype, rows, columns)
     stored = np.require(words.view(view.word), requirements="A")
+    plan = planner(stored, view, threads) if planner else None
     if stored.min() == stored.max():
         return EncodedSlab(pack_head(SlabHead(Coder.CONST, view, word=stored[:1].tobytes())), [])
+    if plan is None:
+        return _encode_exactly(stored, view, threads)
+    planned = _carry_out(plan, threads)
+    if planned.decoded is not None or 2 * planned.nbytes < view.nbytes:
+        return planned
+    return min(planned, _encode_exactly(stored, view, threads), key=lambda coded: coded.nbytes)
+
+
+def _encode_exactly(stored: Words, view: WordView, threads: int) -> EncodedSlab:
     plan = symbol_encoder(stored, view) if view.nbytes >= _SMALLEST_CODED else None
     raw_head = pack_head(SlabHead(Coder.RAW, view))
     if plan is not None:
-        head, encode = plan
-        coded = EncodedSlab(pack_head(head), _map(lambda span: encode(*span), view.ranges(), threads))
+        coded = _carry_out(plan, threads)
         if coded.nbytes < len(raw_head) + view.nbytes:
             return coded
     return EncodedSlab(raw_head, [stored[start:stop].tobytes() for start, stop in view.ranges()])
 
 
+def _carry_out(plan: Plan, threads: int) -> EncodedSlab:
+    ranges = [] if plan.head.coder in _CHUNKLESS else plan.head.view.ranges()
+    chunks = in_threads(lambda span: plan.encode(*span), ranges, threads)
+    decoded = None if plan.decoded is None else plan.decoded.view(np.uint8)
+    return EncodedSlab(pack_head(plan.head), chunks, decoded)
+
+
 def decode_slab(
-    head: bytes, chunks: Sequence[bytes], dtype: DType, rows: int, columns: int, *, threads: int = 1
+    head: bytes,
+    chunks: Sequence[bytes],
+    dtype: DType,
+    rows: int,
+    columns: int,
+    *,
+    base: NDArray[np.uint8] | None = None,
+    rounded: bool = False,
+    threads: int = 1,
 ) -> NDArray[np.uint8]:
     """Undo `encode_slab`: the stored bytes of the slab.
+
+    Args:
+        head: Of the coded slab.
+        chunks: Of the coded slab.
+        dtype: Element type.
+        rows: R.
+        columns: C.
+        base: Stored bytes of the base's slab, contiguous; they are overwritten.
+        rounded: Whether the slab may hold rounded weights.
+        threads: Chunks decoded at a time.
 
     Raises:
         ChecksumMismatch: Head or chunks are malformed, or do not belong to a slab of this shape and type.
@@ -85,16 +132,22 @@ def decode_slab(
     """
     view = word_view(dtype, rows, columns)
     parsed, ranges = parse_head(head, view), view.ranges()
-    if len(chunks) != (0 if parsed.coder == Coder.CONST else len(ranges)):
+    if parsed.coder in DIFFERENCES and base is None:
+        raise ChecksumMismatch("slab of differences in a tensor that has no base")
+    if parsed.coder in ROUNDING and not rounded:
+        raise ChecksumMismatch("rounded weights where every bit was to be kept")
+    if len(chunks) != (0 if parsed.coder in _CHUNKLESS else len(ranges)):
         raise ChecksumMismatch(f"slab of {view.size} words has {len(chunks)} chunks")
     decode = _DECODERS[parsed.coder](parsed)
-    out = np.empty(view.size, view.word)
+    out = (
+        np.empty(view.size, view.word) if base is None else np.require(base.view(view.word), requirements="A")
+    )
 
     def work(task: tuple[bytes, tuple[int, int]]) -> None:
         chunk, (start, stop) = task
         decode(chunk, start, out[start:stop])
 
-    _map(work, list(zip(chunks or [b""] * len(ranges), ranges, strict=True)), threads)
+    in_threads(work, list(zip(chunks or [b""] * len(ranges), ranges, strict=True)), threads)
     return out.view(np.uint8)
 
 
@@ -133,15 +186,20 @@ def _const_decoder(head: SlabHead) -> ChunkDecoder:
     return decode
 
 
+def _same_decoder(head: SlabHead) -> ChunkDecoder:  # noqa: ARG001 - the table's signature
+    def decode(chunk: bytes, start: int, out: Words) -> None:
+        """Leave the words of the base as they are."""
+
+    return decode
+
+
 _DECODERS: Mapping[Coder, Callable[[SlabHead], ChunkDecoder]] = {
     Coder.RAW: _raw_decoder,
     Coder.CONST: _const_decoder,
     Coder.SYMBOLS: symbol_decoder,
+    Coder.TCQ: trellis_decoder,
+    Coder.ECSQ: scalar_decoder,
+    Coder.WORDDIFF: delta_decoder,
+    Coder.SAME: _same_decoder,
+    Coder.TCQ_DELTA: rounded_delta_decoder,
 }
-
-
-def _map(work: Callable[[_Item], _Result], items: list[_Item], threads: int) -> list[_Result]:
-    if threads == 1 or len(items) == 1:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, items))

@@ -23,7 +23,7 @@ _SIDE_SUFFIXES = (".json", ".txt", ".model", ".md", ".jinja", ".py")
 
 
 def store_weight_files(
-    checkpoint: Checkpoint, digests: Sequence[bytes], writer: ReelWriter
+    checkpoint: Checkpoint, digests: Sequence[bytes], decoded: Sequence[bytes], writer: ReelWriter
 ) -> list[SourceFile]:
     """Describe each weight file as its tensors, and write what is between them.
 
@@ -32,6 +32,7 @@ def store_weight_files(
     Args:
         checkpoint: Whose tensors the reel holds.
         digests: SHA-256 of every weight file, 32 bytes each.
+        decoded: The same of the files that will be decoded.
         writer: Takes the blobs.
     """
     by_file: list[list[TensorInfo]] = [[] for _ in checkpoint.files]
@@ -50,7 +51,9 @@ def store_weight_files(
             position = info.span.stop
         if position < file.size:
             segments.append(_add_blob(writer, checkpoint, number, position, file.size))
-        files.append(_describe(file.name, file.size, digests[number], segments))
+        files.append(_describe(file.name, file.size, decoded[number], segments))
+        if decoded[number] != digests[number]:
+            files[-1]["sha256_source"] = digests[number].hex()
     return files
 
 

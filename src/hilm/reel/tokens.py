@@ -22,9 +22,11 @@ LIMIT = 1 << 32
 ALPHABET = 255
 """Symbols that tokens can have."""
 
-_PLAIN = 16  # tokens that are their own magnitude
+PLAIN = 16
+"""Tokens below are their own magnitude, without raw bits."""
+
 _TOKENS = np.arange(1, 257) >> 1  # of each symbol
-_WIDTHS = np.where(_TOKENS < _PLAIN, 0, (_TOKENS - _PLAIN) // 4 + 2)
+_WIDTHS = np.where(_TOKENS < PLAIN, 0, (_TOKENS - PLAIN) // 4 + 2)
 _ONE = np.uint64(1)
 
 
@@ -60,11 +62,11 @@ def _tokenize(values: NDArray[np.int64], symbols: NDArray[np.uint8], buffer: NDA
     for i in range(values.size):
         magnitude = abs(values[i])
         token = magnitude
-        if magnitude >= _PLAIN:
+        if magnitude >= PLAIN:
             width = 2
             while magnitude >> (width + 3):
                 width += 1
-            token = _PLAIN + 4 * (width - 2) + (magnitude >> width & 3)
+            token = PLAIN + 4 * (width - 2) + (magnitude >> width & 3)
             field = np.uint64(magnitude & ((1 << width) - 1))
             shift = np.uint64(position & 63)
             buffer[position >> 6] |= field << shift
@@ -75,18 +77,22 @@ def _tokenize(values: NDArray[np.int64], symbols: NDArray[np.uint8], buffer: NDA
 
 
 @kernel
+def widen(token: np.int64, width: np.int64, buffer: NDArray[np.uint64], position: int | np.int64) -> np.int64:
+    """Magnitude of a token with ``width`` raw bits, which start at ``position``."""
+    shift = np.uint64(position & 63)
+    field = buffer[position >> 6] >> shift | buffer[(position >> 6) + 1] << _ONE << (np.uint64(63) - shift)
+    return (4 + (token & 3)) << width | np.int64(field & ((_ONE << np.uint64(width)) - _ONE))
+
+
+@kernel
 def _detokenize(symbols: NDArray[np.uint8], buffer: NDArray[np.uint64]) -> NDArray[np.int64]:
     values = np.empty(symbols.size, np.int64)
     position = 0
     for i in range(symbols.size):
         magnitude = (np.int64(symbols[i]) + 1) >> 1
-        if magnitude >= _PLAIN:
+        if magnitude >= PLAIN:
             width = _WIDTHS[symbols[i]]
-            shift = np.uint64(position & 63)
-            low = buffer[position >> 6] >> shift
-            field = low | buffer[(position >> 6) + 1] << _ONE << (np.uint64(63) - shift)
-            rest = np.int64(field & ((_ONE << np.uint64(width)) - _ONE))
-            magnitude = (4 + (magnitude & 3)) << width | rest
+            magnitude = widen(magnitude, width, buffer, position)
             position += width
         values[i] = magnitude if symbols[i] & 1 else -magnitude
     return values

@@ -6,11 +6,12 @@ import hashlib
 import math
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
 
 import numpy as np
 
 from hilm.errors import HeaderError, UnsupportedFormat, UnsupportedVersion, UsageError, VerificationError
+from hilm.reel.distortion import Distortion, mean_error
 from hilm.reel.schema import find_fault
 from hilm.weights.dtypes import DTYPES, decode
 from hilm.weights.selection import Selection
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from hilm.reel.decoder import Reel
     from hilm.reel.schema import Sample, Tensor
     from hilm.weights.checkpoint import Checkpoint
+    from hilm.weights.tensor import TensorInfo
 
     Tick = Callable[[str], None]
 
 _PIECE = 1 << 20  # bytes compared at a time
+_ERRORS: Final = ("nmse", "max_abs", "cosine")
 
 
 class _Rule(TypedDict):
@@ -47,8 +50,9 @@ class VerifyReport:
         max_abs: Largest difference from the checkpoint compared with, in weight units, over all weights that
             both hold in one type and shape; infinite where a finite value stands against another kind. None
             without a checkpoint.
-        noise: Sum of squared differences from it.
-        power: Sum of its squared finite values.
+        noise: Sum of squared differences from it, rounded weights aside.
+        power: Sum of its squared finite values, rounded weights aside.
+        rounded: Entries of tensors with rounded weights, with the errors that were measured.
     """
 
     checked: int = 0
@@ -56,6 +60,7 @@ class VerifyReport:
     max_abs: float | None = None
     noise: float = 0.0
     power: float = 0.0
+    rounded: list[Tensor] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -64,9 +69,14 @@ class VerifyReport:
 
     @property
     def nmse(self) -> float | None:
-        """Energy of the difference over that of the checkpoint; None when nothing was compared."""
+        """Energy of the difference over that of the checkpoint; None when nothing was compared.
+
+        With rounded weights the mean of that over their tensors, as in a manifest's totals.
+        """
         if self.max_abs is None:
             return None
+        if self.rounded:
+            return mean_error(self.rounded)
         if not self.power:
             return math.inf if self.noise else 0.0
         return self.noise / self.power
@@ -88,7 +98,8 @@ def verify_reel(reel: Reel, against: Checkpoint | None = None, tick: Tick = lamb
 
     Args:
         reel: An open reel.
-        against: A checkpoint every stored bit must agree with. Of a reel of several models' samples, the
+        against: A checkpoint every stored bit must agree with. Rounded weights must have been made from
+            its bits, and differ from them as far as the reel says. Of a reel of several models' samples, the
             frames that bear its name are compared.
         tick: Called with the name of everything that was checked.
 
@@ -154,7 +165,8 @@ def _compared(
     if against is None or info is None or (info.dtype, list(info.shape)) != (entry["dtype"], entry["shape"]):
         yield from pieces  # reported with the names
         return
-    position, differs, rest = info.span.start, False, np.empty(0, np.uint8)
+    position, rest = info.span.start, np.empty(0, np.uint8)
+    comparison = _Rounded(entry, info) if "error" in entry else _Exact(entry, info)
     reader, unit = against.source(info), info.type.block_bytes
     for piece in pieces:
         yield piece
@@ -166,11 +178,46 @@ def _compared(
             expected = np.empty(len(found), np.uint8)
             reader.read_into(position, expected)
             position += len(found)
-            differs |= not np.array_equal(found, expected)
-            if info.is_weight:
-                report.compare(_decoded(entry["dtype"], found), _decoded(entry["dtype"], expected))
-    if differs:
-        report.bad.append(f"tensor {entry['name']} differs from {against.name}")
+            comparison.add(found, expected, report)
+    comparison.finish(against.name, report)
+
+
+class _Exact:
+    """Compares a tensor of which every bit was kept."""
+
+    def __init__(self, entry: Tensor, info: TensorInfo) -> None:
+        self._entry, self._info, self._differs = entry, info, False
+
+    def add(self, found: NDArray[np.uint8], expected: NDArray[np.uint8], report: VerifyReport) -> None:
+        self._differs |= not np.array_equal(found, expected)
+        if self._info.is_weight:
+            report.compare(_decoded(self._info.dtype, found), _decoded(self._info.dtype, expected))
+
+    def finish(self, model: str, report: VerifyReport) -> None:
+        if self._differs:
+            report.bad.append(f"tensor {self._entry['name']} differs from {model}")
+
+
+class _Rounded:
+    """Compares a tensor of rounded weights, which differ as far as the manifest says."""
+
+    def __init__(self, entry: Tensor, info: TensorInfo) -> None:
+        self._entry, self._info = entry, info
+        self._distortion, self._source = Distortion(), hashlib.sha256()
+
+    def add(self, found: NDArray[np.uint8], expected: NDArray[np.uint8], report: VerifyReport) -> None:
+        del report
+        self._source.update(expected.data)
+        self._distortion.add(found, expected, self._info.type)
+
+    def finish(self, model: str, report: VerifyReport) -> None:
+        name, stated, measured = self._entry["name"], self._entry["error"], self._distortion.error
+        report.rounded.append({**self._entry, "error": measured})
+        report.max_abs = max(report.max_abs or 0.0, measured["max_abs"])
+        if self._source.hexdigest() != self._entry["sha256_source"]:
+            report.bad.append(f"tensor {name} was made from another one than that of {model}")
+        elif not all(math.isclose(measured[key], stated[key], rel_tol=1e-9) for key in _ERRORS):
+            report.bad.append(f"tensor {name} differs from {model} by {measured}, not by {stated}")
 
 
 def _decoded(dtype: str, words: NDArray[np.uint8]) -> NDArray[np.float32]:

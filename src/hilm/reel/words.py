@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from hilm.weights.dtypes import DType
 
+    Floats = NDArray[np.float32] | NDArray[np.float64]
+
 _MANTISSA = {
     "F64": 52,
     "F32": 23,
@@ -88,6 +90,23 @@ def word_view(dtype: DType, rows: int, columns: int) -> WordView:
     if dtype.word.itemsize > 1:
         return WordView("token", dtype.word, rows, columns, signed=dtype.kind == "int")
     return WordView("byte", dtype.word, rows, columns)
+
+
+def as_floats(words: NDArray[np.unsignedinteger], view: WordView) -> Floats:
+    """Values of stored floats of 16 bits or more: float64 of F64, float32 of all others, exactly."""
+    if view.mantissa == _MANTISSA["BF16"]:
+        return (words.astype("<u4") << np.uint32(16)).view("<f4")
+    floats: Floats = words.view(f"<f{words.itemsize}")
+    return floats.astype(np.float32) if words.itemsize == 2 else floats
+
+
+def as_words(values: NDArray[np.float32], view: WordView) -> NDArray[np.unsignedinteger]:
+    """Stored words of values, rounded to the nearest, ties to even; what is too large becomes infinite."""
+    if view.mantissa == _MANTISSA["BF16"]:
+        bits = values.view(np.uint32)
+        return ((bits + (bits >> 16 & 1) + np.uint32(0x7FFF)) >> np.uint32(16)).astype(view.word)
+    with np.errstate(over="ignore"):
+        return values.astype(f"<f{view.word.itemsize}").view(view.word)
 
 
 def split_floats(

@@ -63,6 +63,8 @@ def commit(plan: Plan, run: bytes, results: Sequence[Result]) -> dict[str, dict[
 
 def _describe(result: Result, entry: Row | None, reels: Path) -> dict[str, Any]:
     facts = describe_entry(entry, reels, result.model) if entry else {"model": result.job.name}
+    if result.archive is not None and result.job.base:
+        facts |= {"unpaired": list(result.archive.unpaired), "energy_lost": result.archive.energy_lost}
     return facts | {"seconds": result.seconds}
 
 
@@ -107,6 +109,7 @@ def _entry(result: Result, reel: ReelFacts, values: int, frames: int, *, models:
         "entry_key": entry_key(result.job),
         "name": result.job.name,
         "content_key": result.model["content_key"],
+        "base_content_key": result.job.base_key or None,
         "reel_sha256": bytes.fromhex(reel.sha256),
         "uri": reel.path.name,
         "mode": result.job.mode,
@@ -117,7 +120,7 @@ def _entry(result: Result, reel: ReelFacts, values: int, frames: int, *, models:
         "bytes": reel.size // models,
         "values": values,
         "bits_per_value": reel.bits_per_weight,
-        "nmse": 0.0,
+        "nmse": result.archive.nmse if result.archive else 0.0,
         "manifest_sha256": bytes.fromhex(reel.manifest_sha256),
-        "lossless": True,
+        "lossless": result.job.mode != "small" and result.job.bits is None,
     }

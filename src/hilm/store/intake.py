@@ -36,7 +36,7 @@ BATCH = 128
 BATCH_VALUES = 1 << 24
 """Sampled values of one commit: 64 MiB."""
 
-PATIENCE = {"archive": 0.0, "index": 5.0, "sample": 60.0}
+PATIENCE = {"archive": 0.0, "small": 0.0, "delta": 0.0, "index": 5.0, "sample": 60.0}
 """Seconds a result waits for others to be committed with."""
 
 PROCESSES_FROM = 4

@@ -29,7 +29,7 @@ class Plan:
 
     Args:
         store: The store.
-        mode: ``index``, ``archive`` or ``sample``.
+        mode: ``index``, ``archive``, ``small``, ``delta`` or ``sample``.
         options: Fields of ``Job`` that are the same for all.
         force: Do models again that are there already.
 

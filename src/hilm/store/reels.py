@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hilm.reel.decoder import Reel, decode_files
+from hilm.reel.decoder import decode_files
 from hilm.reel.verification import verify_reel
+from hilm.store.bases import open_reel
 from hilm.store.files import write_file
 from hilm.store.reading import no_progress
 from hilm.weights import open_checkpoint
@@ -22,34 +23,51 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from hilm.reel.decoder import Reel
     from hilm.store.reading import Progress
+    from hilm.store.store import Store
 
 
 def decode(
-    reel: str | PathLike[str], out_dir: str | PathLike[str], *, tensor: str | None = None
+    reel: str | PathLike[str],
+    out_dir: str | PathLike[str],
+    *,
+    tensor: str | None = None,
+    base: str | PathLike[str] | None = None,
+    store: Store | None = None,
 ) -> dict[str, Any]:
-    """Rebuild the files a reel was made from, or one tensor of them.
+    """Rebuild the files a reel was made from, or one tensor of them; rounded weights stay rounded.
 
     Args:
-        reel: A reel of mode ``archive``.
+        reel: A reel of whole tensors.
         out_dir: New or empty folder; complete or not there afterwards.
         tensor: Write only this tensor, as a safetensors file in ``out_dir``; quantised blocks as float32.
+        base: What a delta was taken from: a checkpoint, a reel, or the name of a model in the store; looked
+            up in the store when None.
+        store: Where to look; the default store when None.
 
     Returns:
-        ``out`` (folder or file), ``tensors`` (how many), ``files``, ``sha256_ok``.
+        ``out`` (folder or file), ``tensors`` (how many), ``files``, ``sha256_ok``, and ``nmse``, the error of
+        rounded weights as it was measured when they were encoded.
 
     Raises:
         NotAReel: The file is something else.
-        VerificationError: The reel is damaged.
-        UsageError: The folder is not empty, or there is no such tensor.
+        VerificationError: The reel is damaged, or the base is another one.
+        UsageError: The folder is not empty, there is no such tensor, or the base is nowhere.
     """
     out = Path(out_dir)
-    with Reel.open(reel) as opened:
+    with open_reel(reel, base, store) as opened:
         if tensor is None:
             files = decode_files(opened, out)
-            return {"out": str(out), "tensors": len(opened.tensors), "files": files, "sha256_ok": True}
+            nmse = opened.file.manifest["totals"].get("nmse", 0.0)
+            return _describe(out, len(opened.tensors), files, nmse)
         path = _write_tensor(opened, tensor, out)
-        return {"out": str(path), "tensors": 1, "files": [path.name], "sha256_ok": True}
+        error = opened.tensors[tensor].get("error")
+        return _describe(path, 1, [path.name], error["nmse"] if error else 0.0)
+
+
+def _describe(out: Path, tensors: int, files: list[str], nmse: float) -> dict[str, Any]:
+    return {"out": str(out), "tensors": tensors, "files": files, "sha256_ok": True, "nmse": nmse}
 
 
 def _write_tensor(reel: Reel, name: str, folder: Path) -> Path:
@@ -65,17 +83,29 @@ def _write_tensor(reel: Reel, name: str, folder: Path) -> Path:
     return path
 
 
-def read_tensor(reel: str | PathLike[str], name: str) -> NDArray[np.float32]:
-    """Read one stored tensor of an archive as float32 in its own shape; nothing else is decoded.
+def read_tensor(
+    reel: str | PathLike[str],
+    name: str,
+    *,
+    base: str | PathLike[str] | None = None,
+    store: Store | None = None,
+) -> NDArray[np.float32]:
+    """Read one stored tensor of a reel as float32 in its own shape; nothing else is decoded.
 
     Packed weights are archived as the parts that are stored: codes and scales, not the values they stand for.
 
+    Args:
+        reel: A reel of whole tensors.
+        name: The tensor's name.
+        base: As of `decode`.
+        store: As of `decode`.
+
     Raises:
         NotAReel: The file is something else.
-        UsageError: There is no such tensor.
-        VerificationError: The tensor is damaged.
+        UsageError: There is no such tensor, or the base is nowhere.
+        VerificationError: The tensor is damaged, or the base is another one.
     """
-    with Reel.open(reel) as opened:
+    with open_reel(reel, base, store) as opened:
         return opened.tensor(name)
 
 
@@ -83,13 +113,17 @@ def verify(
     reel: str | PathLike[str],
     *,
     against: str | PathLike[str] | None = None,
+    base: str | PathLike[str] | None = None,
+    store: Store | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Check every byte of a reel, decode all of it, and compare it with a checkpoint.
 
     Args:
         reel: A reel of any mode.
-        against: A checkpoint that every stored bit must agree with.
+        against: A checkpoint that every stored bit must agree with, and that rounded weights were made from.
+        base: As of `decode`.
+        store: As of `decode`.
         progress: Called with what was done, how much there is, and its name.
 
     Returns:
@@ -98,10 +132,11 @@ def verify(
 
     Raises:
         NotAReel: The file is something else.
+        UsageError: The base of a delta is nowhere.
         VerificationError: It is so damaged that it cannot be opened.
     """
     with ExitStack() as stack:
-        opened = stack.enter_context(Reel.open(reel))
+        opened = stack.enter_context(open_reel(reel, base, store))
         checkpoint = stack.enter_context(open_checkpoint(against)) if against is not None else None
         total, done = max(len(opened.tensors) + len(opened.samples), 1), 0
 

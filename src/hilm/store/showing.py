@@ -10,6 +10,7 @@ from hilm.reel.decoder import Reel
 from hilm.reel.heatmap import draw_heatmap
 from hilm.reel.pictures import draw_checkpoint
 from hilm.reel.preview import contact_sheets
+from hilm.store.bases import find_chain, is_reel
 from hilm.store.files import write_file
 from hilm.weights import Checkpoint, open_checkpoint
 from hilm.weights.dtypes import DTYPES
@@ -26,6 +27,7 @@ def show_model(
     store: Store,
     model: str,
     *,
+    chain: bool,
     sheet: str | PathLike[str] | None,
     film: str | PathLike[str] | None,
     picture: str | PathLike[str] | None,
@@ -38,6 +40,8 @@ def show_model(
         document, paths = _describe(store, store.row(model))
     else:
         document, paths = _describe_elsewhere(store.locate(model)), []
+    if chain and paths:
+        document["chain"] = [_describe_place(place) for place in find_chain(store, str(paths[-1]))]
     if sheet is not None:
         document["sheets"] = [str(p) for p in _write_sheets(document, Path(sheet))]
     if picture is not None:
@@ -70,6 +74,16 @@ def _describe(store: Store, row: dict[str, Any]) -> tuple[dict[str, Any], list[P
         ],
         "notes": row["notes"],
     }, paths
+
+
+def _describe_place(place: str) -> dict[str, Any]:
+    """One link of a chain: a reel with what it is and costs, or the checkpoint at its end."""
+    if not is_reel(place):
+        return {"uri": place, "mode": "checkpoint"}
+    with Reel.open(place) as reel:
+        totals, pinned = reel.file.manifest["totals"], reel.pinned
+        document = {"uri": place, "mode": reel.mode, "bits_per_weight": totals["bits_per_weight"]}
+        return document | ({"base": pinned["hint"]} if pinned else {})
 
 
 def _describe_elsewhere(target: str) -> dict[str, Any]:

@@ -25,7 +25,10 @@ DEFAULT_SAMPLE = 30_000
 
 DEFAULT_CHUNK = 1024
 MAX_FRAME = 1 << 22
-_MODES = ("archive", "sample")
+LOSSY_BITS = 2.5
+"""Bits per weight of rounded differences when no number is given: about 3 % of their energy are lost."""
+
+_MODES = ("archive", "small", "delta", "sample")
 
 
 def default_path() -> Path:
@@ -91,6 +94,8 @@ class Store:
         models: Sequence[str | PathLike[str]],
         *,
         mode: str = "archive",
+        base: str | PathLike[str] | None = None,
+        lossy: bool = False,
         max_params: int | None = None,
         stream: bool = False,
         chunk_size: int | None = None,
@@ -101,12 +106,17 @@ class Store:
         jobs: int | None = None,
         force: bool = False,
         progress: Progress = no_progress,
+        **rounding: Any,  # noqa: ANN401 - fields of hilm.reel.rate.Rounding
     ) -> dict[str, Any]:
         """Film models and catalogue their fingerprints, all in one pass over each.
 
         Args:
             models: Folders, files, Hub ids or URLs.
-            mode: ``archive`` keeps every bit; ``sample`` keeps some values, one frame per model.
+            mode: ``archive`` keeps every bit; ``small`` rounds weights, and says how far; ``delta`` keeps
+                what differs from a base, bit for bit; ``sample`` keeps some values, one frame per model.
+            base: What a delta is taken from: a checkpoint, which is indexed too, a reel, or the name of a
+                model in the store.
+            lossy: Round the differences of a delta, to 2.5 bits unless ``bits`` says otherwise.
             max_params: Values of a sample, spread over all tensors.
             stream: One frame per chunk instead.
             chunk_size: Values of such a chunk.
@@ -117,17 +127,27 @@ class Store:
             jobs: Processes; by default one per core where there are enough models.
             force: Encode again what is in the store already.
             progress: Called with models done, models in all, and a name.
+            rounding: For ``small``: bits, error, like, quantiser, effort and keep, as of
+                `hilm.reel.rate.Rounding`; for a lossy delta: bits, from 0.5.
 
         Returns:
-            ``models``: per model its reel, mode, parameters, bits_per_weight, bytes, nmse, seconds;
+            ``models``: per model its reel, mode, parameters, bits_per_weight, bytes, nmse, seconds,
+            and of a delta the tensors that are ``unpaired`` and the share of ``energy_lost``;
             ``failed``: per failure the model, message, hint and exit_code.
 
         Raises:
-            UsageError: Options that do not go together.
+            UsageError: Options that do not go together, or a base that cannot be one.
             StorageError: The store cannot be written.
         """
+        if (mode == "delta") != (base is not None):
+            raise UsageError("a delta, and only a delta, has a base", hint="--mode delta --base MODEL")
         sampling = {"limit": max_params, "layers": layers, "exclude_layers": exclude_layers}
-        options = _job_options(mode, sampling, chunk_size, stream=stream) | {"preview": preview}
+        rounding["lossy"] = lossy
+        options = _job_options(mode, sampling, chunk_size, rounding, stream=stream) | {"preview": preview}
+        if base is not None:
+            from hilm.store.bases import settle_base  # noqa: PLC0415 - only deltas need it
+
+            options |= settle_base(self, base) | {"force": force}
         intake = self._intake(mode, options, force=force, progress=progress)
         intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
         return {"models": [*intake.plan.skipped.values(), *intake.done.values()], "failed": intake.failed}
@@ -226,20 +246,21 @@ class Store:
             raise UnknownModel(f"there is no path and no model in the store called {name!r}")
         return rows[-1]
 
-    def reel(self, name: str, mode: str | None = None) -> Path:
-        """File of a model's latest reel, of one mode or any.
+    def reel(self, name: str, *modes: str) -> Path:
+        """File of a model's latest reel, of the first of some modes that there is, or of any.
 
         Raises:
             UnknownModel: No model of that name.
             UsageError: It has no such reel.
         """
         row = self.row(name)
-        modes = {} if mode is None else {"mode": mode}
-        entries = self.catalog.rows("reels", {"name": name, **modes})
-        if not entries:
-            what = f"no reel of mode {mode}" if mode else "no reel"
+        entries = self.catalog.rows("reels", {"name": name})
+        kinds = [[e for e in entries if e["mode"] == mode] for mode in modes] if modes else [entries]
+        found = next(filter(None, kinds), None)
+        if found is None:
+            what = f"no reel of mode {' or '.join(modes)}" if modes else "no reel"
             raise UsageError(f"{name} has {what} in the store", hint=f"hilm encode {row['uri']} makes one")
-        return self.reels / str(entries[-1]["uri"])
+        return self.reels / str(found[-1]["uri"])
 
     def list(self) -> dict[str, Any]:
         """Every model in the store: model, parameters, mode, bytes, bits_per_weight, uri."""
@@ -283,6 +304,7 @@ class Store:
         self,
         model: str,
         *,
+        chain: bool = False,
         sheet: str | PathLike[str] | None = None,
         film: str | PathLike[str] | None = None,
         picture: str | PathLike[str] | None = None,
@@ -293,6 +315,7 @@ class Store:
 
         Args:
             model: Name of a model in the store; for a sheet or heat map also a path, Hub id or URL.
+            chain: List what its latest reel takes to decode: itself and, of a delta, what it stands on.
             sheet: PNG to write.
             film: MP4 to write.
             picture: PNG to write: the heat map of the model's layers, all of its weights being read.
@@ -306,7 +329,14 @@ class Store:
         from hilm.store.showing import show_model  # noqa: PLC0415 - only pictures need it
 
         return show_model(
-            self, model, sheet=sheet, film=film, picture=picture, figure=figure, progress=progress
+            self,
+            model,
+            chain=chain,
+            sheet=sheet,
+            film=film,
+            picture=picture,
+            figure=figure,
+            progress=progress,
         )
 
     def remove(self, model: str) -> dict[str, Any]:
@@ -325,17 +355,32 @@ class Store:
 
 
 def _job_options(
-    mode: str, sampling: dict[str, Any], chunk_size: int | None, *, stream: bool
+    mode: str,
+    sampling: dict[str, Any],
+    chunk_size: int | None,
+    rounding: dict[str, Any],
+    *,
+    stream: bool,
 ) -> dict[str, Any]:
-    """Fields of a job that say how it samples; none for an archive."""
+    """Fields of a job that say how it samples or rounds."""
     if mode not in _MODES:
         raise UsageError(f"there is no mode {mode!r}", hint=f"modes: {', '.join(_MODES)}")
-    if mode == "archive":
+    asked = {key: value for key, value in rounding.items() if value not in (None, (), False)}
+    fitting = {"small": rounding.keys() - {"lossy"}, "delta": {"bits", "lossy"}}.get(mode, set())
+    if unknown := asked.keys() - fitting:
+        raise UsageError(f"mode {mode} takes no {min(unknown)}", hint="--mode small rounds weights")
+    if mode != "sample":
         if stream or chunk_size or any(sampling.values()):
             raise UsageError(
-                "an archive keeps everything: it takes no sampling options", hint="--mode sample"
+                f"mode {mode} keeps all weights: it takes no sampling options", hint="--mode sample"
             )
-        return {}
+        if mode == "delta":
+            return {"bits": asked.get("bits", LOSSY_BITS if asked else None)}
+        if mode == "archive":
+            return {}
+        from hilm.reel.rate import Rounding  # noqa: PLC0415 - other modes need no quantiser
+
+        return {"rounding": Rounding(**asked)}
     limit = sampling["limit"] or DEFAULT_SAMPLE
     frame = (chunk_size or DEFAULT_CHUNK) if stream else limit
     if frame > MAX_FRAME:

@@ -8,7 +8,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hilm.reel.encoder import EncodeReport
+    from hilm.reel.rate import Rounding
     from hilm.reel.sampling import ModelSample
     from hilm.weights import Block, ChunkMetadata
 
@@ -48,13 +49,18 @@ class Job:
     Attributes:
         path: Where it is.
         name: What to call it.
-        mode: ``index``, ``archive`` or ``sample``.
-        reels: The folder an archive is written to.
+        mode: ``index``, ``archive``, ``small``, ``delta`` or ``sample``.
+        reels: The folder a reel of all weights is written to.
         preview: Whether a reel gets a front video.
         limit: For a sample, how many values.
         chunk_size: For a sample, values per frame; one frame per model when None.
         layers: For a sample, layer types to take.
         exclude_layers: For a sample, layer types to leave out.
+        rounding: For ``small``, how weights are rounded.
+        base: For a delta, where its base is, as ``hilm.store.bases.find_base`` says.
+        base_key: Content key of the base, 32 bytes.
+        bits: For a delta, to how many bits per weight differences are rounded; None keeps every bit.
+        force: Write a delta whatever rounding loses.
         threads: Threads this job may use.
     """
 
@@ -67,6 +73,11 @@ class Job:
     chunk_size: int | None = None
     layers: tuple[str, ...] | None = None
     exclude_layers: tuple[str, ...] | None = None
+    rounding: Rounding | None = None
+    base: tuple[str, ...] = ()
+    base_key: bytes = b""
+    bits: float | None = None
+    force: bool = False
     threads: int = 1
 
     @property
@@ -87,7 +98,7 @@ class Result:
         job: The job.
         model: Row of ``models``, without ``run_id``.
         fingerprint: Row of ``fingerprints``, without ``run_id``.
-        archive: What was written, for an archive.
+        archive: What was written, for a reel of all weights.
         sample: The values, for a sample.
         seconds: How long it took.
     """
@@ -128,8 +139,8 @@ def run_job(job: Job, tick: Tick = ignore) -> Result:
     with open_checkpoint(job.path) as checkpoint:
         work = FingerprintPass(checkpoint)
         sinks = [work.update, _counter(checkpoint, tick)]
-        if job.mode == "archive":
-            archive = _archive(checkpoint, job, sinks)
+        if job.mode in {"archive", "small", "delta"}:
+            archive = _write_reel(checkpoint, job, sinks)
             digests = archive.file_digests
         else:
             picker = _Picker(checkpoint, job) if job.mode == "sample" else None
@@ -167,16 +178,27 @@ def _read(checkpoint: Checkpoint, threads: int, sinks: Sequence[Sink]) -> tuple[
     return digests
 
 
-def _archive(checkpoint: Checkpoint, job: Job, sinks: Sequence[Sink]) -> EncodeReport:
-    from hilm.reel.encoder import encode_archive  # noqa: PLC0415 - indexing needs no video library
+def _write_reel(checkpoint: Checkpoint, job: Job, sinks: Sequence[Sink]) -> EncodeReport:
+    from hilm.reel.delta_encoder import encode_delta  # noqa: PLC0415 - indexing needs no video library
+    from hilm.reel.encoder import encode_archive, encode_small  # noqa: PLC0415 - the same
+    from hilm.store.bases import open_base  # noqa: PLC0415 - the same
 
     state = hashlib.sha256(entry_key(job) + checkpoint.state).hexdigest()
     out = Path(job.reels) / f"{_file_stem(job.name)}-{state[:8]}.reel.mp4"
-    if checkpoint.stored is checkpoint.tensors:
-        return encode_archive(checkpoint, out, preview=job.preview, sinks=sinks, threads=job.threads)
-    report = encode_archive(checkpoint, out, preview=job.preview, threads=job.threads)
-    for block in checkpoint.blocks(include_integer=True):  # packed: filmed by its parts, looked at as a whole
-        for sink in sinks:
+    plain = checkpoint.stored is checkpoint.tensors
+    passing = sinks if plain else ()
+    options: dict[str, Any] = {"preview": job.preview, "sinks": passing, "threads": job.threads}
+    if job.base:
+        with open_base(job.base) as base:
+            report = encode_delta(
+                checkpoint, out, base, content_key=job.base_key, bits=job.bits, force=job.force, **options
+            )
+    elif job.rounding is not None:
+        report = encode_small(checkpoint, out, job.rounding, **options)
+    else:
+        report = encode_archive(checkpoint, out, **options)
+    for block in () if plain else checkpoint.blocks(include_integer=True):
+        for sink in sinks:  # packed: filmed by its parts, looked at as a whole
             sink(block)
     return report
 
@@ -235,8 +257,9 @@ class _Picker:
 
 def entry_key(job: Job) -> bytes:
     """Name of one model in one mode with its settings, 32 bytes."""
-    settings = json.dumps([job.mode, job.rule, job.chunk_size, job.preview])
-    return hashlib.sha256(reference_key(job.path) + settings.encode()).digest()
+    rounding = asdict(job.rounding) if job.rounding else None
+    settings = json.dumps([job.mode, job.rule, job.chunk_size, job.preview, rounding, job.bits])
+    return hashlib.sha256(reference_key(job.path) + settings.encode() + job.base_key).digest()
 
 
 def _file_stem(name: str) -> str:

@@ -10,8 +10,12 @@ from hilm.errors import ChecksumMismatch
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from hilm.weights.blocks import Block
     from hilm.weights.checkpoint import Checkpoint
+    from hilm.weights.tensor import TensorInfo
 
 _PIECE = 4 << 20
 
@@ -34,13 +38,17 @@ class ContentDigest:
 
     def update(self, block: Block) -> None:
         """Take the next block."""
-        span = block.info.span
-        start = span.start + block.info.type.nbytes(block.start)
-        if not block.info.in_order or start < self._positions[span.file]:
+        self.add(block.info, block.info.type.nbytes(block.start), block.words)
+
+    def add(self, info: TensorInfo, offset: int, words: NDArray[np.uint8]) -> None:
+        """Take bytes of a tensor from one of its bytes on, which need not be those of the file."""
+        span = info.span
+        start = span.start + offset
+        if not info.in_order or start < self._positions[span.file]:
             return
         self._skip_to(span.file, start)
-        self._hashes[span.file].update(block.words.data)
-        self._positions[span.file] = start + len(block.words)
+        self._hashes[span.file].update(words.data)
+        self._positions[span.file] = start + len(words)
 
     def finish(self) -> tuple[bytes, ...]:
         """SHA-256 of every weight file, 32 bytes each, in the order of ``Checkpoint.files``.
@@ -48,10 +56,16 @@ class ContentDigest:
         Raises:
             ChecksumMismatch: A file is not what the Hub states it to be.
         """
+        digests = self.digests()
+        for file, digest in zip(self._checkpoint.files, digests, strict=True):
+            if file.sha256 not in {None, digest}:
+                raise ChecksumMismatch(f"{file.name} does not have the SHA-256 that the Hub states")
+        return digests
+
+    def digests(self) -> tuple[bytes, ...]:
+        """Give the same of whatever was taken, without asking what the Hub states."""
         for number, file in enumerate(self._checkpoint.files):
             self._skip_to(number, file.size)
-            if file.sha256 not in {None, self._hashes[number].digest()}:
-                raise ChecksumMismatch(f"{file.name} does not have the SHA-256 that the Hub states")
         return tuple(h.digest() for h in self._hashes)
 
     def _skip_to(self, number: int, stop: int) -> None:

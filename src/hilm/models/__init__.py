@@ -1,0 +1,1 @@
+"""Models on PyTorch; each room below needs the ``torch`` extra."""

@@ -1,0 +1,40 @@
+"""What a coder makes of a slab: a head, and functions that code and decode chunks on their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from hilm.reel.head import SlabHead
+    from hilm.reel.words import WordView
+
+Words: TypeAlias = NDArray[np.unsignedinteger]
+ChunkEncoder: TypeAlias = Callable[[int, int], bytes]
+"""Code the words from a start to a stop; thread-safe."""
+ChunkDecoder: TypeAlias = Callable[[bytes, int, Words], None]
+"""Decode a chunk that starts at a word into the words given; thread-safe.
+
+Raises ChecksumMismatch for a malformed chunk.
+"""
+
+
+class Plan(NamedTuple):
+    """How one slab is coded.
+
+    Attributes:
+        head: The head to be.
+        encode: Codes one chunk.
+        decoded: [n] the words that come back, where they are others than those that went in.
+    """
+
+    head: SlabHead
+    encode: ChunkEncoder
+    decoded: Words | None = None
+
+
+Planner: TypeAlias = "Callable[[Words, WordView, int], Plan | None]"
+"""Plan the coding of a slab's words with a number of threads; None where another coder has to do."""
