@@ -22,7 +22,7 @@ def features() -> None:
 @features.command(
     cls=options.Command,
     examples=(
-        "hilm features extract --hf_model_path ./padded --packing_model_path ./packed --image1 1.jpg --video1 1.mp4",
+        "hilm features extract --hf_model_path ./padded --packing_model_path ./packed --image1 1.jpg",
         "hilm features extract --hf_model_path ./padded --packing_model_path convert --input cat=cat.jpg",
     ),
 )
@@ -75,7 +75,7 @@ def extract(
     **rest: Any,  # noqa: ANN401
 ) -> None:
     """Write a hidden state of both models for every input: two npz files and metadata.json."""
-    from hilm.parity.features import extract_features  # noqa: PLC0415 only this command pays for it
+    from hilm.parity.extraction import extract_features  # noqa: PLC0415 only this command pays for it
     from hilm.parity.inputs import parse_inputs  # noqa: PLC0415
 
     named = {"image1": image1, "image2": image2, "video1": video1, "video2": video2}

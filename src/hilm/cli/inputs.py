@@ -41,7 +41,6 @@ FLAGS = (
     click.option("--max-pixels", type=click.IntRange(min=1), default=178_956_970, help="Largest picture."),
     click.option("--allow-partial", is_flag=True, help="Use a clip that breaks midway up to there."),
 )
-NAMES = ["num_frames", "fit", "frame_rounding", "sampling", "virtual_frames", "exif", "rotation", "background", "max_pixels", "allow_partial"]
 
 
 def reading(function: Function) -> Function:
@@ -53,6 +52,8 @@ def reading(function: Function) -> Function:
 
 def make_reading(options: dict[str, Any]) -> Reading:
     """Take these flags out of a command's options."""
-    from hilm.parity.inputs import Reading  # noqa: PLC0415 only these commands pay for it
+    from dataclasses import fields  # noqa: PLC0415 only these commands pay for it
 
-    return Reading(**{name: options.pop(name) for name in NAMES})
+    from hilm.parity.inputs import Reading  # noqa: PLC0415
+
+    return Reading(**{f.name: options.pop(f.name) for f in fields(Reading) if f.name in options})

@@ -74,16 +74,23 @@ def input_flag(*, required: bool) -> Callable[[Function], Function]:
 @options.switches
 @click.pass_context
 def run(
-    context: click.Context, reference: str, candidate: str, *, given: tuple[str, ...], **rest: Any
+    context: click.Context,
+    /,
+    reference: str,
+    candidate: str,
+    *,
+    given: tuple[str, ...],
+    **rest: Any,  # noqa: ANN401 - click's
 ) -> None:
     """Compare stage by stage, against the rounding of the number format; exit code 3 if they do not agree.
 
     REFERENCE and CANDIDATE are model folders, ONNX files, dumps, or module:package.module:factory.
     """
     from hilm.parity import report  # noqa: PLC0415 only this command pays for it
-    from hilm.parity.engine import Gates, compare  # noqa: PLC0415
+    from hilm.parity.engine import compare  # noqa: PLC0415
     from hilm.parity.features import write_file  # noqa: PLC0415
     from hilm.parity.sides import open_runner  # noqa: PLC0415
+    from hilm.parity.verdict import Gates  # noqa: PLC0415
 
     items = read_items(reference, given, rest)
     paths = (*rest["blocks"], "", "")[:2] if len(rest["blocks"]) != 1 else rest["blocks"] * 2
@@ -149,6 +156,7 @@ def dump(model: str, out_dir: Path, *, given: tuple[str, ...], **rest: Any) -> N
 @click.pass_context
 def selftest(
     context: click.Context,
+    /,
     model: str | None,
     *,
     given: tuple[str, ...],
@@ -158,10 +166,10 @@ def selftest(
 ) -> None:
     """Plant known faults in copies of MODEL, or a built-in one, and say which are caught, and where."""
     from hilm.errors import UsageError  # noqa: PLC0415 only this command pays for it
-    from hilm.parity.engine import Gates  # noqa: PLC0415
     from hilm.parity.runners import TorchRunner  # noqa: PLC0415
     from hilm.parity.selftest import selftest as plant  # noqa: PLC0415
     from hilm.parity.sides import open_runner  # noqa: PLC0415
+    from hilm.parity.verdict import Gates  # noqa: PLC0415
 
     runner = open_runner(model) if model else None
     if runner is not None and not isinstance(runner, TorchRunner):

@@ -1,4 +1,4 @@
-"""The padded and the packed encoder of :mod:`hilm.models.onevision` as runners that share one set of tokens."""
+"""The padded and the packed encoder of ``hilm.models.onevision`` as runners that share token keys."""
 
 from __future__ import annotations
 
@@ -49,12 +49,13 @@ def fit_reading(path: str, reading: Reading) -> tuple[dict[str, Any], Reading]:
         InputError: It is no vision model.
     """
     fields = read_fields(path)
-    vision = fields.get("vision_config") or fields
-    patch, size = vision.get("patch_size"), vision.get("image_size")
+    patch, size = fields.get("patch_size"), fields.get("image_size")
+    sides = [size, size] if isinstance(size, int) else size
     if not isinstance(patch, int) or patch < 1:
         raise InputError(f"{path}: its config has no patch_size", hint="give a vision model")
-    fixed = isinstance(size, int) and not is_onevision(fields)
-    return fields, replace(reading, patch=patch, size=(size, size) if fixed else None)
+    if is_onevision(fields) or not isinstance(sides, list | tuple):
+        return fields, replace(reading, patch=patch)
+    return fields, replace(reading, patch=patch, size=(int(sides[0]), int(sides[1])))
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -126,15 +127,12 @@ def prepare_packed(item: Item, model: nn.Module) -> tuple[tuple[Any, ...], dict[
     """Feed patches ``(N, 3 p p)`` with their grid and places."""
     torch = require("torch")
     first = next(model.parameters())
-    frames, rows, columns = item.grid
-    p = item.patch
-    cut = item.pixels[0].reshape(3, frames, rows, p, columns, p).transpose(1, 2, 4, 0, 3, 5)
-    patches = torch.from_numpy(cut.reshape(frames * rows * columns, -1).copy())
-    places = item.keys()[:, 1:].astype("int64")
-    places[:, 0] = [item.slots[t] for t in places[:, 0]]
+    onevision = require("hilm.models.onevision")
+    slots = torch.tensor(item.slots) if item.kind == "video" else None
+    batch = onevision.pack([(torch.from_numpy(item.pixels[0]), slots)], item.patch)
     given = {
-        "hidden_states": patches.to(first.device, first.dtype),
-        "grid_thw": torch.tensor([item.grid], device=first.device),
-        "patch_positions": torch.from_numpy(places).to(first.device),
+        "hidden_states": batch.patches.to(first.device, first.dtype),
+        "grid_thw": batch.grid_thw.to(first.device),
+        "patch_positions": batch.patch_positions.to(first.device),
     }
     return (), given, item.keys()

@@ -1,23 +1,23 @@
 """Compare two implementations stage by stage, against the rounding of the number format.
 
-A stage's local error is what it adds when it is fed the reference's own input. Its floor is the local error of
-the reference itself, run in the lower precision; the ratio of both is what is judged, so no tolerance is chosen.
+A stage's local error is what it adds when it is fed the reference's own input. Its floor is the local error
+of the reference itself, run in the lower precision. The ratio of both is judged: no tolerance is chosen.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from hilm.errors import UsageError
-from hilm.parity.audit import Audit, audit
-from hilm.parity.metrics import Measured, align, judge, measure, worst_tokens
+from hilm.parity.audit import audit
+from hilm.parity.metrics import align, measure
 from hilm.parity.runners import DTYPES
+from hilm.parity.verdict import HIGHER, Gates, ParityReport, Stage, Trial, conclude, judge_stage, place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,14 +25,6 @@ if TYPE_CHECKING:
     from hilm.parity.inputs import Item
     from hilm.parity.metrics import Keys, Rows
     from hilm.parity.runners import Runner
-
-UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-"""Unit roundoff of each number format."""
-
-HIGHER = {"float32": "float64", "float16": "float32", "bfloat16": "float32"}
-"""Format the reference runs in to judge a lower one."""
-
-MODES = {"free": None, "block": "block", "sub": "sub"}
 
 
 @dataclass(slots=True)
@@ -140,7 +132,7 @@ def compare(
     plan = _plan(reference, candidate, precision)
     for low in plan:
         stages += _compare_in(reference, candidate, pairs, low, modes, gates)
-    return conclude(reference, candidate, items, stages, plan, gates, require, found, warnings)
+    return conclude((reference.label, candidate.label), items, stages, plan, gates, require, found, warnings)
 
 
 def _modes(reference: Runner, candidate: Runner, mode: str, warnings: list[str]) -> list[str]:
@@ -257,14 +249,12 @@ def _judge_runs(
     """Judge every stage in forward order; free stages behind a local failure have inherited it."""
     stages = []
     for mode, trials in runs.items():
-        for tap in sorted(record.stages, key=place):
+        for tap in record.stages:
             if tap in trials:
                 floor = floors.get(mode, {}).get(tap)
                 stages.append(judge_stage(name, tap, mode, low, trials[tap], floor, gates))
             elif mode == "free":
-                stages.append(
-                    Stage(name, stage, "free", low, "not measured", detail="the candidate lacks it")
-                )
+                stages.append(Stage(name, tap, "free", low, "not measured", detail="the candidate lacks it"))
     broken = [place(s.stage) for s in stages if s.mode == "local" and s.status == "fail"]
     for stage in stages:
         if stage.mode == "free" and stage.status == "fail" and broken and place(stage.stage) >= min(broken):

@@ -1,7 +1,7 @@
 """Stages of an exported graph: torch.onnx notes beside every node which module it came from.
 
-The tensors that leave a block, and each part of it, become outputs. To feed stages the reference's values, the
-tensor that enters each of them becomes an input, so that one run gives the local error of all.
+The tensors that leave a block, and each part of it, become outputs. To feed stages the reference's values,
+the tensor that enters each of them becomes an input, so that one run gives the local error of all.
 """
 
 from __future__ import annotations

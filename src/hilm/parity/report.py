@@ -1,4 +1,4 @@
-"""A comparison for people and for programs: text, JUnit XML, and one HTML page with the worst tokens marked."""
+"""A comparison for people and programs: text, JUnit XML, an HTML page with the worst tokens marked."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from xml.etree import ElementTree as ET
 import numpy as np
 
 from hilm.extras import require
-from hilm.parity.engine import place
+from hilm.parity.verdict import place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from hilm.parity.engine import ParityReport, Stage
     from hilm.parity.features import FeatureReport
     from hilm.parity.inputs import Item
+    from hilm.parity.verdict import ParityReport, Stage
 
 WIDEST = 640
 COLOURS = {"pass": "#2a7", "fail": "#c33", "inherited": "#c90"}
@@ -118,17 +118,18 @@ def _metrics_line(stage: Stage) -> str:
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}
-table{border-collapse:collapse;font-size:13px}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:left}
+table{border-collapse:collapse;font-size:13px}
+td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:left}
 .pass{color:#186}.fail{color:#b22;font-weight:600}.inherited{color:#a60}h1 small{font-weight:400;color:#666}
 figure{display:inline-block;margin:.5rem}svg{max-width:100%;height:auto}figcaption{font-size:13px;color:#555}"""
 
 
 def page(report: ParityReport) -> str:
-    """Write one HTML page without scripts or links: verdicts, ratios by layer, audit, pictures, all stages."""
+    """Write one HTML page without scripts or links: verdicts, charts, pictures, audit, all stages."""
     floor = {None: "not measured", True: "yes", False: "no"}[report.at_precision_floor]
     title = f"{report.reference} and {report.candidate}"
     parts = [
-        f"<h1>Parity: <span class={report.verdict}>{report.verdict}</span> <small>{escape(title)}</small></h1>",
+        f"<h1>Parity: <span class={report.verdict}>{report.verdict}</span></h1><p>{escape(title)}</p>",
         f"<p>{escape(describe_divergence(report))}</p>",
         f"<p>compatible: {'yes' if report.compatible else 'no'}; at precision floor: {floor}</p>",
         *(f"<p class=inherited>{escape(warning)}</p>" for warning in report.warnings),
@@ -182,7 +183,7 @@ def _charts(report: ParityReport) -> list[str]:
 def _chart(stages: Sequence[Stage]) -> str:
     width, height, left = max(360, 16 * len(stages) + 60), 220, 50
     top = max(10.0, *(s.ratio for s in stages if s.ratio is not None and math.isfinite(s.ratio)))
-    y = lambda ratio: (
+    y: Callable[[float], float] = lambda ratio: (
         height - 30 - (height - 50) * math.log10(max(min(ratio, top), 0.1) * 10) / math.log10(top * 10)
     )
     lines = []
@@ -259,8 +260,8 @@ def _frame(frame: NDArray[np.uint8], heat: NDArray[np.float64], t: int, stage: S
     data = base64.b64encode(buffer.getvalue()).decode()
     marks = "".join(_mark(token, stage, patch) for token in stage.worst if token["token"][1] == t)
     shown = f'width="{max(240, round(width * scale))}" viewBox="0 0 {width} {height}"'
-    svg = f'<svg {shown}><image href="data:image/png;base64,{data}" width="{width}" height="{height}"/>{marks}</svg>'
-    return f"<figure>{svg}<figcaption>t={t}</figcaption></figure>"
+    link = f'href="data:image/png;base64,{data}" width="{width}" height="{height}"'
+    return f"<figure><svg {shown}><image {link}/>{marks}</svg><figcaption>t={t}</figcaption></figure>"
 
 
 def _mark(token: dict[str, Any], stage: Stage, patch: int) -> str:
@@ -288,9 +289,9 @@ def _audit_table(report: ParityReport) -> str:
 
 def _stage_table(stages: Sequence[Stage]) -> str:
     rows = "".join(
-        f"<tr><td>{escape(s.input)}<td>{escape(s.stage)}<td>{s.mode}<td>{s.precision}<td class={s.status.split()[0]}>"
-        f"{s.status}<td>{'' if s.ratio is None else f'{s.ratio:.3g}'}<td>{escape(_metrics_line(s))}"
+        f"<tr><td>{escape(s.input)}<td>{escape(s.stage)}<td>{s.mode}<td>{s.precision}"
+        f"<td class={s.status.split()[0]}>{s.status}<td>{escape(_metrics_line(s))}"
         for s in stages
     )
-    titles = "<tr><th>input<th>stage<th>mode<th>precision<th>status<th>ratio<th>figures"
+    titles = "<tr><th>input<th>stage<th>mode<th>precision<th>status<th>figures"
     return f"<h2>Stages</h2><table>{titles}{rows}</table>"

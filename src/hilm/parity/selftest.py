@@ -1,7 +1,7 @@
 """Plant known faults in a copy of a model and see which of them the gates catch.
 
-A gate that never saw a defect proves nothing. The built-in witness has trained-like weights: on random weights
-of std 0.02 a model hardly uses its own layers, and even large faults disappear in rounding.
+A gate that never saw a defect proves nothing. The built-in witness has trained-like weights: on random
+weights of std 0.02 a model hardly uses its own layers, and even large faults disappear in rounding.
 """
 
 from __future__ import annotations
@@ -17,20 +17,14 @@ import numpy as np
 from hilm.errors import UsageError
 from hilm.extras import require
 from hilm.parity.audit import audit
-from hilm.parity.engine import (
-    Gates,
-    Stage,
-    compare_inputs,
-    first_divergence,
-    judge_candidate,
-    record_baseline,
-)
+from hilm.parity.engine import compare_inputs, judge_candidate, record_baseline
 from hilm.parity.faults import DOWN, FAULTS, KEY, OUT, QUERY, Fault, linears
 from hilm.parity.features import match_feature
 from hilm.parity.inputs import Item, grid_keys
 from hilm.parity.metrics import align
 from hilm.parity.runners import TorchRunner, module_runner
 from hilm.parity.taps import find_blocks
+from hilm.parity.verdict import Gates, Stage, first_divergence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -142,6 +142,7 @@ class Trial:
 def judge_stage(
     name: str, stage: str, mode: str, low: str, trial: Trial, floor: Trial | None, gates: Gates
 ) -> Stage:
+    """Judge one stage of one run by its ratio to the floor."""
     bar = gates.k_free if mode == "free" else gates.k
     result = Stage(name, stage, "free" if mode == "free" else "local", low, "measured", bar)
     if trial.measured is None:
@@ -163,18 +164,16 @@ def judge_stage(
 
 
 def place(stage: str) -> tuple[int, int, int]:
-    """Sort stages in forward order: a layer's parts come before the layer."""
+    """Sort stages in forward order: a layer's parts, in the order they ran, come before the layer."""
     fixed = {"decode": 0, "preprocess": 1, "pixels": 2, "embed": 3, "post": 5, "head": 6}
     if stage in fixed:
         return fixed[stage], 0, 0
     layer, _, part = stage.removeprefix("layer.").partition("/")
-    parts = ("norm1", "attn", "norm2", "mlp")
-    return 4, int(layer), parts.index(part) if part in parts else (9 if not part else 5)
+    return 4, int(layer), 0 if part else 1
 
 
 def conclude(
-    reference: Runner,
-    candidate: Runner,
+    labels: tuple[str, str],
     items: Sequence[Item],
     stages: list[Stage],
     plan: list[str],
@@ -183,6 +182,7 @@ def conclude(
     found: Audit | None,
     warnings: list[str],
 ) -> ParityReport:
+    """Decide both verdicts, and whether those that are required hold."""
     measured = any(stage.ratio is not None and stage.mode == "local" for stage in stages)
     failed = any(stage.status == "fail" for stage in stages)
     floor = (not failed) if measured else (False if failed else None)
@@ -200,8 +200,7 @@ def conclude(
         for low in plan
     }
     return ParityReport(
-        reference.label,
-        candidate.label,
+        *labels,
         "pass" if good else "fail",
         compatible,
         floor,
