@@ -68,7 +68,9 @@ def rotate_mp4(path: Path, degrees: int) -> None:
     path.write_bytes(data)
 
 
-def write_picture(path: Path, width: int = 70, height: int = 56, mode: str = "RGB", **options: object) -> Path:
+def write_picture(
+    path: Path, width: int = 70, height: int = 56, mode: str = "RGB", **options: object
+) -> Path:
     """Write a smooth picture with some noise."""
     random = np.random.default_rng(3)
     coarse = random.integers(0, 256, (6, 8, 3), np.uint8)

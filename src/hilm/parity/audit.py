@@ -71,6 +71,16 @@ def digests(values: Tensor) -> tuple[str, str, str]:
     return tuple(hashlib.sha256(shape + array.tobytes()).hexdigest() for array in rounded)  # type: ignore[return-value]
 
 
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name; those of the packed encoder as the padded one names and cuts them."""
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    config = getattr(model, "config", None)
+    if getattr(config, "model_type", "") == "hilm_onevision_packed":
+        convert = require("hilm.models.onevision").convert_state_dict
+        weights = convert(weights, "packed", "padded", config)
+    return weights
+
+
 def survey(model: nn.Module, *, training: bool = False) -> Survey:
     """Look at a loaded torch module."""
     settings = {}
@@ -84,7 +94,7 @@ def survey(model: nn.Module, *, training: bool = False) -> Survey:
                 settings[f"{path}.{key}" if path else key] = repr(value)
     config = model.config.to_dict() if hasattr(model, "config") and hasattr(model.config, "to_dict") else {}
     return Survey(
-        {name: digests(value) for name, value in model.named_parameters()},
+        {name: digests(value) for name, value in named_weights(model).items()},
         {name: (digests(value)[0], oddity(value)) for name, value in model.named_buffers()},
         settings,
         {key: value for key, value in config.items() if key not in PASSING},

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hilm.errors import InputError, UsageError
 from hilm.extras import require
-from hilm.parity.audit import digests
-from hilm.parity.loading import load_transformers, read_config
+from hilm.parity.audit import digests, named_weights
+from hilm.parity.loading import load_transformers, read_config, read_weights
 from hilm.parity.runners import TorchRunner, prepare_module
 
 if TYPE_CHECKING:
@@ -60,9 +60,7 @@ def fit_reading(path: str, reading: Reading) -> tuple[dict[str, Any], Reading]:
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """Say what a loaded model is: type, digest of config and weights, parameters."""
-    weights, config = dict(model.named_parameters()), model.config
-    if is_onevision(config.to_dict()) and "pack" in config.model_type:
-        weights = require("hilm.models.onevision").convert_state_dict(weights, "packed", "padded", config)
+    weights, config = named_weights(model), model.config
     lines = [f"{name} {digests(weights[name])[0]}" for name in sorted(weights)]
     return {
         "model_type": config.model_type,
@@ -78,37 +76,46 @@ def is_onevision(config: dict[str, Any]) -> bool:
 
 
 def encoder_runner(
-    path: str, *, packed: bool | None = None, attention: str = "sdpa", blocks: str = "", device: str = "cpu"
+    path: str,
+    *,
+    packed: bool | None = None,
+    attention: str = "sdpa",
+    weights: str = "",
+    blocks: str = "",
+    device: str = "cpu",
 ) -> TorchRunner:
-    """Make the runner of a vision model; one of the pair is fed patches or pixels as it needs.
+    """Make the runner of a transformers model; one of the pair is fed patches or pixels as it needs.
 
     Args:
         path: Folder or Hub id.
-        packed: The variant wanted, converted if need be; as it is stored when None.
+        packed: The variant of the pair wanted, converted if need be; as it is stored when None.
         attention: ``sdpa``, ``eager`` or ``flash``.
+        weights: A checkpoint or reel whose weights it gets instead of its own.
         blocks: Path of the stack of blocks.
         device: Where it runs.
 
     Raises:
-        UsageError: Another kind of model shall be converted, or flash attention has no accelerator.
+        UsageError: Flash attention has no accelerator.
         InputError: There is no usable config.
     """
     if attention == "flash" and not device.startswith("cuda"):
         raise UsageError(f"flash attention does not run on {device}", hint="--attn sdpa")
     kind = {"flash": "flash_attention_2"}.get(attention, attention)
     config = read_fields(path)
-    if is_onevision(config):
-        is_packed = "pack" in config["model_type"] if packed is None else packed
-        load = partial(_load_onevision, path, is_packed, kind)
-        return TorchRunner(load, prepare_packed if is_packed else prepare_padded, path, blocks, device)
-    load = partial(load_transformers, path, attention=kind)
-    return TorchRunner(load, prepare_module, path, blocks, device)
+    if not is_onevision(config):
+        load = partial(load_transformers, path, weights, kind)
+        return TorchRunner(load, prepare_module, weights or path, blocks, device)
+    is_packed = "pack" in config["model_type"] if packed is None else packed
+    load = partial(_load_onevision, path, is_packed, kind, weights)
+    prepare = prepare_packed if is_packed else prepare_padded
+    return TorchRunner(load, prepare, weights or path, blocks, device)
 
 
-def _load_onevision(path: str, packed: bool, attention: str) -> nn.Module:  # noqa: FBT001 - called through partial
-    module = require("hilm.models.onevision")
-    model = module.load_onevision(path, packed=packed)
+def _load_onevision(path: str, packed: bool, attention: str, weights: str) -> nn.Module:  # noqa: FBT001 - called through partial
+    model = require("hilm.models.onevision").load_onevision(path, packed=packed)
     model.set_attn_implementation(attention)
+    if weights:
+        model.load_state_dict(read_weights(weights))
     return model
 
 

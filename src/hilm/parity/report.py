@@ -49,7 +49,7 @@ def describe_divergence(report: ParityReport) -> str:
 
 
 def console(report: ParityReport) -> str:
-    """Write one line per stage, the first divergence and the verdicts."""
+    """Write a line per stage, but those that passed both ways once; the first divergence; the verdicts."""
     lines = [f"reference  {report.reference}", f"candidate  {report.candidate}", ""]
     if report.audit is not None:
         counts = ", ".join(f"{n} {word}" for word, n in sorted(report.audit.weights.items()) if n)
@@ -58,16 +58,11 @@ def console(report: ParityReport) -> str:
             *(f"fault      {f}" for f in report.audit.faults[:20]),
             "",
         ]
-    several = len(report.items) > 1
+    fed = {(stage.input, stage.precision) for stage in report.stages if stage.mode == "local"}
     for stage in report.stages:
-        if stage.status == "shared":
-            continue
-        ratio = "" if stage.ratio is None else f"{stage.ratio:10.3g} x floor"
-        cosine = f"  cosine {stage.figures['cosine_min']:.6f}" if stage.figures else ""
-        token = f"  worst {tuple(stage.worst[0]['token'])}" if stage.worst and stage.status == "fail" else ""
-        name = f"{stage.input + '  ' if several else ''}{stage.stage:15}"
-        line = f"{stage.status:12} {name} {stage.precision:9} {stage.mode:6}{ratio}{cosine}{token}"
-        lines.append(f"{line}  {stage.detail}".rstrip())
+        known = stage.mode == "free" and stage.status == "pass" and (stage.input, stage.precision) in fed
+        if stage.status != "shared" and not known:
+            lines.append(_stage_line(stage))
     floor = report.at_precision_floor
     lines += [
         "",
@@ -77,6 +72,16 @@ def console(report: ParityReport) -> str:
         f"verdict: {report.verdict}",
     ]
     return "\n".join(lines)
+
+
+def _stage_line(stage: Stage) -> str:
+    ratio = "" if stage.ratio is None else f"{stage.ratio:10.3g} x floor"
+    cosine = f"  cosine {stage.figures['cosine_min']:.6f}" if stage.figures else ""
+    token = f"  worst {tuple(stage.worst[0]['token'])}" if stage.worst and stage.status == "fail" else ""
+    line = (
+        f"{stage.status:9} {stage.input}  {stage.stage:15} {stage.precision:8} {stage.mode:5}{ratio}{cosine}"
+    )
+    return f"{line}{token}  {stage.detail}".rstrip()
 
 
 def junit(report: ParityReport) -> str:

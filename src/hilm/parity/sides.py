@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hilm.errors import UsageError
 from hilm.parity.encoders import encoder_runner
-from hilm.parity.loading import load_transformers
 from hilm.parity.onnx_runner import OnnxRunner
 from hilm.parity.runners import DumpRunner, TorchRunner, prepare_module
 
@@ -44,10 +42,7 @@ def open_runner(spec: str, *, weights: str = "", blocks: str = "", device: str =
         return OnnxRunner(Path(rest), spec)
     if kind == "module":
         return _factory_runner(rest, spec, blocks, device)
-    if weights:
-        load = partial(load_transformers, rest, weights)
-        return TorchRunner(load, prepare_module, weights, blocks, device)
-    return encoder_runner(rest, blocks=blocks, device=device)
+    return encoder_runner(rest, weights=weights, blocks=blocks, device=device)
 
 
 def _factory_runner(target: str, label: str, blocks: str, device: str) -> TorchRunner:
