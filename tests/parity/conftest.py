@@ -8,6 +8,17 @@ from hilm.parity.selftest import train_like, witness
 from tests.parity.media import write_clip, write_picture
 
 
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread():
+    """Tiny models are slower in threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def vit():
     """A small vision transformer with trained-like weights, as a runner."""

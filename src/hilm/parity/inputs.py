@@ -245,7 +245,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         InputError: It is no npz file, damaged, or holds Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error

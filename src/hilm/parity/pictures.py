@@ -70,6 +70,8 @@ def _has_video(path: Path, *, quiet: bool) -> bool:
     av = require("av")
     try:
         with av.open(str(path)) as container:
+            if container.format.name.endswith("_pipe") or container.format.name in {"image2", "tty"}:
+                return False  # a picture, or text that FFmpeg would draw
             if container.streams.video:
                 return True
     except av.FFmpegError:
