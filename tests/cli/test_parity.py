@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from hilm.models.onevision import load_onevision
 from tests.parity.conftest import pair  # noqa: F401 - a fixture
 
 
@@ -18,8 +19,6 @@ def test_a_run_of_a_pair(hilm, pair):  # noqa: F811 - the fixture
 
 
 def test_other_weights_end_with_exit_code_3(hilm, pair, house):  # noqa: F811 - the fixture
-    from hilm.models.onevision import load_onevision
-
     model = load_onevision(pair / "padded", packed=True)
     model.encoder.layers[1].self_attn.proj.weight.data.mul_(1.02)
     model.save_pretrained(house / "other")

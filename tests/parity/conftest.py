@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
+from hilm.models.onevision import OneVisionConfig, OneVisionModel, load_onevision
 from hilm.parity.selftest import train_like, witness
 from tests.parity.media import write_clip, write_picture
 
@@ -11,8 +12,6 @@ from tests.parity.media import write_clip, write_picture
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread():
     """Tiny models are slower in threads."""
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -28,10 +27,6 @@ def vit():
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory):
     """A folder with the padded and the packed encoder of one set of weights, pictures and clips."""
-    import torch
-
-    from hilm.models.onevision import OneVisionConfig, OneVisionModel, load_onevision
-
     folder = tmp_path_factory.mktemp("pair")
     config = OneVisionConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=1, patch_size=14

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from hilm.errors import UsageError
 from hilm.parity.encoders import encoder_runner
@@ -150,8 +151,6 @@ def test_a_side_that_cannot_be_fed_refuses_local_mode(vit, item, tmp_path):
 
 
 def test_text_models_with_padding():
-    from transformers import BertConfig, BertModel
-
     config = BertConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
     )

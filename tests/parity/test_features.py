@@ -66,8 +66,8 @@ Failed:            0
 
 def write(folder, packing=None, hf=None, names=("image1", "video1"), **more):
     """Features as the tool before this one wrote them: nothing but the documented keys."""
-    hf = {name: TOKENS for name in names} if hf is None else hf
-    packing = {name: TOKENS[0] for name in names} if packing is None else packing
+    hf = dict.fromkeys(names, TOKENS) if hf is None else hf
+    packing = dict.fromkeys(names, TOKENS[0]) if packing is None else packing
     np.savez(folder / "features_hf.npz", **hf)
     np.savez(folder / "features_packing.npz", **packing)
     facts = {
@@ -169,9 +169,10 @@ def test_the_floor_tells_rounding_from_a_defect(tmp_path):
 
 
 def test_verifying_needs_numpy_alone(tmp_path):
+    words = ["features", "verify", "--features_dir", str(write(tmp_path))]
     code = (
         "import sys\n"
         "for name in ('torch', 'transformers', 'av', 'PIL', 'onnxruntime'): sys.modules[name] = None\n"
-        f"from hilm.cli.main import main; sys.exit(main(['features', 'verify', '--features_dir', {str(write(tmp_path))!r}]))"
+        f"from hilm.cli.main import main; sys.exit(main({words!r}))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0

@@ -87,7 +87,7 @@ def test_the_threshold_is_strict():
 
 @pytest.mark.parametrize("shape", [(49, 16), (50, 15), (0, 16)])
 def test_other_shapes_are_refused(shape):
-    with pytest.raises(InputError, match="does not match|do not match"):
+    with pytest.raises(InputError, match="do not match"):
         measure(ROWS, np.zeros(shape))
 
 

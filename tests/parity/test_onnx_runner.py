@@ -14,14 +14,13 @@ from hilm.parity.onnx_runner import OnnxRunner
 from hilm.parity.selftest import generated_item, witness
 
 onnx = pytest.importorskip("onnx")
+torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A model, its export, and an input."""
-    import torch
-
     runner = witness(layers=3, width=32)
     model = runner.load()
     item = generated_item(model)

@@ -29,7 +29,7 @@ def test_the_first_divergence_is_one_line(report):
     line = describe_divergence(report)
     assert line.startswith("first divergence: layer.1 / mlp, ratio ")
     assert "worst token of cat t=" in line
-    assert "inherited by layer.1" in line
+    assert "inherited by layer.2" in line
     assert console(report).splitlines()[-1] == "verdict: fail"
 
 

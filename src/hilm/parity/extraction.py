@@ -10,13 +10,13 @@ import io
 import json
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 
-from hilm import __version__
 from hilm.errors import UsageError
 from hilm.extras import require
 from hilm.parity.encoders import describe, encoder_runner, fit_reading
@@ -106,7 +106,7 @@ def extract_features(
             for side, arrays in (("hf", hf), ("packing", packing))
         },
         "schema": 1,
-        "hilm_version": __version__,
+        "hilm_version": version("hilm"),
         "dtype": dtype,
         "layer": layer,
         "attn": attention,

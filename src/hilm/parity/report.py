@@ -220,7 +220,8 @@ def _pictures(item: Item, report: ParityReport) -> str:
     if item.frames is None or stage is None or stage.trial is None or stage.trial.measured is None:
         return ""
     # A pass on a cut of the input has its own places; they are drawn where its grid lies in the whole.
-    shown = item.reduced() if stage.precision == "float32" else item
+    whole = len(stage.trial.keys) >= math.prod(item.grid)
+    shown = item if whole else item.reduced()
     if shown.frames is None:
         return ""
     frames, rows, columns = shown.grid
@@ -228,8 +229,10 @@ def _pictures(item: Item, report: ParityReport) -> str:
     keys, errors = stage.trial.keys, stage.trial.measured.errors
     inside = (keys[:, 1:] >= 0).all(axis=1) & (keys[:, 1:] < (frames, rows, columns)).all(axis=1)
     heat[tuple(keys[inside, 1:].T)] = errors[inside]
+    low = heat.min()
     drawn = [
-        _frame(shown.frames[t], heat[t] / (heat.max() or 1), t, stage, shown.patch) for t in range(frames)
+        _frame(shown.frames[t], (heat[t] - low) / (heat.max() - low or 1), t, stage, shown.patch)
+        for t in range(frames)
     ]
     caption = f"<p>error per token at {escape(stage.stage)} ({escape(stage.precision)}, {stage.mode})</p>"
     return caption + "".join(drawn)
@@ -277,7 +280,7 @@ def _mark(token: dict[str, Any], stage: Stage, patch: int) -> str:
     return (
         f'<g><title>{text}</title><rect x="{x * patch}" y="{y * patch}" width="{patch}" height="{patch}" '
         f'fill="none" stroke="#06f" stroke-width="{patch / 10:.2f}"/><text x="{x * patch + 1}" '
-        f'y="{y * patch + size}" font-size="{size:.1f}" fill="#06f">{t},{y},{x}</text></g>'
+        f'y="{y * patch + size}" font-size="{size:.1f}" fill="#fff" stroke="#024" stroke-width=".6" paint-order="stroke">{t},{y},{x}</text></g>'
     )
 
 

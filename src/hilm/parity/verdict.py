@@ -249,7 +249,9 @@ def first_divergence(stages: list[Stage], gates: Gates) -> dict[str, Any] | None
     first = min((s for s in failing if s.mode == first.mode), key=lambda s: place(s.stage))
     layer, _, sub = first.stage.partition("/")
     parts = any(s.stage.startswith(f"{first.stage}/") and s.mode == "local" for s in stages)
-    inherited = [s.stage for s in stages if s.status == "inherited" and "/" not in s.stage]
+    inherited = [
+        s.stage for s in stages if s.status == "inherited" and "/" not in s.stage and s.stage != layer
+    ]
     return {
         "input": first.input,
         "stage": layer,
