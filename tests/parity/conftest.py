@@ -4,9 +4,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hilm.models.onevision import OneVisionConfig, OneVisionModel, load_onevision
-from hilm.parity.selftest import train_like, witness
-from tests.parity.media import write_clip, write_picture
+from hilm.models.onevision import OneVisionConfig, OneVisionModel, load_onevision  # noqa: E402 - without torch there is nothing to import
+from hilm.parity.selftest import train_like, witness  # noqa: E402 - without torch there is nothing to import
+from tests.parity.media import write_clip, write_picture  # noqa: E402 - without torch there is nothing to import
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from hilm.cli.output import Document
 
 
-@click.group()
+@click.group(
+    cls=options.Group,
+    examples=(
+        "hilm features extract --hf_model_path ./padded --packing_model_path convert --image1 1.jpg",
+        "hilm features verify --features_dir ./features",
+    ),
+)
 def features() -> None:
     """Hidden states of a padded and a packed model of the same inputs, and their comparison."""
 

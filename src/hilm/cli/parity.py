@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     Function = Callable[..., Any]
 
 
-@click.group()
+@click.group(
+    cls=options.Group,
+    examples=("hilm parity run ./vit ./vit.onnx --input cat=cat.jpg", "hilm parity selftest ./vit"),
+)
 def parity() -> None:
     """Prove that two implementations of one model agree, or name the first place where they part."""
 

@@ -9,9 +9,9 @@ import hashlib
 import io
 import json
 import os
-import platform
 from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,22 +79,24 @@ def extract_features(
     """
     out = prepare_folder(Path(output_dir), overwrite=overwrite)
     device = choose_device(device)
-    convert = packing_model_path == "convert"
-    padded = encoder_runner(hf_model_path, packed=False, attention=attention, device=device)
-    packed = encoder_runner(
-        hf_model_path if convert else packing_model_path, packed=True, attention=attention, device=device
-    )
-    config, reading = fit_reading(hf_model_path, reading)
-    other, _ = fit_reading(hf_model_path if convert else packing_model_path, reading)
-    refuse_other_shape(config, other)
-    items = read_inputs(inputs, reading)
+    paths = {"hf": hf_model_path, "packing": packing_model_path}
+    if packing_model_path == "convert":
+        paths["packing"] = hf_model_path
+    runners = {
+        side: encoder_runner(path, packed=side == "packing", attention=attention, device=device)
+        for side, path in paths.items()
+    }
+    config, fitted = fit_reading(hf_model_path, reading)
+    refuse_other_shape(config, fit_reading(paths["packing"], reading)[0])
+    items = read_inputs(inputs, fitted)
     estimate = check_memory(hf_model_path, config, items, BYTES[dtype], memory_limit_mb)
-    models: dict[str, Any] = {}
-    hf, models["hf"] = _run_side(padded, items, dtype, layer)
-    packing, models["packing"] = _run_side(packed, items, dtype, layer)
-    packing = {name: array.reshape(-1, array.shape[-1]) for name, array in packing.items()}
+    features, models = {}, dict[str, Any]()
+    for side, runner in runners.items():
+        features[side], models[side] = _run_side(runner, items, dtype, layer)
+    features["packing"] = {
+        name: array.reshape(-1, array.shape[-1]) for name, array in features["packing"].items()
+    }
     models["same_weights"] = models["hf"]["weights_sha256"] == models["packing"]["weights_sha256"]
-    blobs = {side: save_arrays(arrays) for side, arrays in (("hf", hf), ("packing", packing))}
     document = {
         "hf_model_path": hf_model_path,
         "packing_model_path": packing_model_path,
@@ -103,42 +105,48 @@ def extract_features(
         "inputs": {item.name: item.facts for item in items},
         "features": {
             side: {name: list(array.shape) for name, array in arrays.items()}
-            for side, arrays in (("hf", hf), ("packing", packing))
+            for side, arrays in features.items()
         },
+        **describe_run(reading, dtype=dtype, layer=layer, attn=attention),
+        "models": models,
+        "estimate": estimate,
+        "floor": _measure_floor(runners["hf"], items, features["hf"], layer) if floor else None,
+    }
+    return write_features(out, features, document)
+
+
+def describe_run(reading: Reading, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever was set
+    """Say what made the features: settings and versions."""
+    names = ("numpy", "torch", "transformers", "av", "PIL")
+    made = ("fit", "frame_rounding", "sampling", "virtual_frames", "exif", "rotation", "background")
+    return {
         "schema": 1,
         "hilm_version": version("hilm"),
-        "dtype": dtype,
-        "layer": layer,
-        "attn": attention,
-        "preprocess": {
-            "fit": reading.fit,
-            "frame_rounding": reading.frame_rounding,
-            "sampling": reading.sampling,
-            "virtual_frames": reading.virtual_frames,
-        },
-        "versions": {
-            name: require(name).__version__ for name in ("numpy", "torch", "transformers", "av", "PIL")
-        }
-        | {"python": platform.python_version()},
-        "models": models,
-        "files": {SIDES[side]: hashlib.sha256(blob).hexdigest() for side, blob in blobs.items()},
-        "estimate": estimate,
-        "floor": _measure_floor(padded, items, hf, layer) if floor else None,
+        **settings,
+        "preprocess": {name: getattr(reading, name) for name in made},
+        "versions": {name: require(name).__version__ for name in names} | {"python": python_version()},
     }
-    for side, blob in blobs.items():
-        write_file(out / SIDES[side], blob)
+
+
+def write_features(
+    out: Path, features: dict[str, dict[str, NDArray[np.float32]]], document: dict[str, Any]
+) -> dict[str, Any]:
+    """Write both npz files, then the metadata with their digests; earlier metadata goes first."""
+    blobs = {SIDES[side]: save_arrays(arrays) for side, arrays in features.items()}
+    document |= {"files": {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}}
+    (out / METADATA).unlink(missing_ok=True)
+    for name, blob in blobs.items():
+        write_file(out / name, blob)
     write_file(out / METADATA, json.dumps(document, indent=2).encode())
     return document
 
 
 def prepare_folder(out: Path, *, overwrite: bool) -> Path:
-    """Make the output folder; earlier results are an error, or lose their metadata first."""
+    """Make the output folder; earlier results are an error unless they shall be replaced."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if any((out / name).exists() for name in (*SIDES.values(), METADATA)):
-            if not overwrite:
-                raise UsageError(f"{out} holds features already", hint="--overwrite replaces them")
-            (out / METADATA).unlink(missing_ok=True)
+        if not overwrite and any((out / name).exists() for name in (*SIDES.values(), METADATA)):
+            raise UsageError(f"{out} holds features already", hint="--overwrite replaces them")
     except OSError as error:
         raise UsageError(f"{out}: {error.strerror}", hint="give a folder that can be written") from error
     if not os.access(out, os.W_OK):

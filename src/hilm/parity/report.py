@@ -126,7 +126,9 @@ STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70
 table{border-collapse:collapse;font-size:13px}
 td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:left}
 .pass{color:#186}.fail{color:#b22;font-weight:600}.inherited{color:#a60}h1 small{font-weight:400;color:#666}
-figure{display:inline-block;margin:.5rem}svg{max-width:100%;height:auto}figcaption{font-size:13px;color:#555}"""
+figure{display:inline-block;margin:.5rem}svg{max-width:100%;height:auto}
+svg g text{fill:#fff;stroke:#024;stroke-width:.6px;paint-order:stroke}
+figcaption{font-size:13px;color:#555}"""
 
 
 def page(report: ParityReport) -> str:
@@ -280,7 +282,7 @@ def _mark(token: dict[str, Any], stage: Stage, patch: int) -> str:
     return (
         f'<g><title>{text}</title><rect x="{x * patch}" y="{y * patch}" width="{patch}" height="{patch}" '
         f'fill="none" stroke="#06f" stroke-width="{patch / 10:.2f}"/><text x="{x * patch + 1}" '
-        f'y="{y * patch + size}" font-size="{size:.1f}" fill="#fff" stroke="#024" stroke-width=".6" paint-order="stroke">{t},{y},{x}</text></g>'
+        f'y="{y * patch + size}" font-size="{size:.1f}">{t},{y},{x}</text></g>'
     )
 
 
