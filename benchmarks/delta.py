@@ -12,39 +12,28 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import zstandard
-from fine_tunes import BASE, make_fine_tunes, round_to_bf16
+from fine_tunes import BASE, make_fine_tunes
 from harness import Figure, Gate, Result, main, seconds
+from models import round_to_bf16
 
+from hilm.reel.codecs import compress_planes
 from hilm.reel.decoder import Reel
 from hilm.reel.delta_base import CheckpointBase
 from hilm.reel.delta_encoder import encode_delta
 from hilm.weights import Checkpoint, open_checkpoint
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-LEVEL = 3
 REQUIRED = {"bfloat16": (0.60, 0.48), "float32": (0.87, 0.60)}
 
 
 def xor_bytes(model: Checkpoint, base: Checkpoint) -> int:
     """Bytes of the differences by XOR, byte planes and zstd."""
-    words = [
-        (model.words(name) ^ base.words(name)).view(info.type.word)
-        for name, info in model.tensors.items()
-        if info.is_weight
-    ]
-    return min(sum(map(planes, words)), planes(np.concatenate(words)))
-
-
-def planes(words: NDArray[np.unsignedinteger]) -> int:
-    """Bytes of the planes of some words, compressed."""
-    bytes_of = words.view(np.uint8).reshape(-1, words.itemsize).T
-    return sum(len(zstandard.compress(plane.tobytes(), LEVEL)) for plane in bytes_of)
+    infos = [info for info in model.tensors.values() if info.is_weight]
+    pairs = [(model.words(info.name), base.words(info.name)) for info in infos]
+    new, old = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    apart = (compress_planes(new, info.type, old) for (new, old), info in zip(pairs, infos, strict=True))
+    return min(sum(apart), compress_planes(new, infos[0].type, old))
 
 
 def changed(model: Checkpoint, base: Checkpoint) -> float:
@@ -80,7 +69,7 @@ def compare(label: str, path: Path, old: Path, out: Path, kind: str) -> tuple[Ga
     gate = Gate(label, report.reel.bits_per_weight / theirs, "<=", REQUIRED[kind][0], "x", REQUIRED[kind][1])
     return gate, {
         f"{label}: reel": (report.reel.bits_per_weight, "bits/weight"),
-        f"{label}: XOR, planes, zstd -{LEVEL}": (theirs, "bits/weight"),
+        f"{label}: XOR, planes, zstd -3": (theirs, "bits/weight"),
         f"{label}: words that changed": (100 * share, "%"),
         f"{label}: encode": (count / took / 1e6, "M weights/s"),
         f"{label}: decode": (count / back / 1e6, "M weights/s"),

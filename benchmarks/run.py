@@ -26,13 +26,18 @@ BENCHMARKS = (
     "remote",
     "archive",
     "small",
+    "report",
     "delta",
+    "corruption",
     "fingerprint",
     "units",
     "search",
+    "lineage_zoo",
     "sampling",
     "demo",
     "resnet_bk",
+    "learning",
+    "onevision",
 )
 
 

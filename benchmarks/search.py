@@ -1,7 +1,8 @@
-"""The nearest of 10,000 fingerprints are found in 5 ms, and they are those that brute force finds.
+"""The nearest of 10,000 fingerprints are found in 5 ms, of 2 million in 60 ms, and they are the right ones.
 
 Synthetic fingerprints; queries are stored ones with a tenth of the code bits flipped and noise on the
-vectors. The whole search also reads the catalog's evidence on the 32 nearest and judges them.
+vectors. The whole search also reads the catalog's evidence on the 32 nearest and judges them. For 2 million
+only the cache is made, with no catalog behind it: 4.1 GB of vectors in a temporary folder. All in one thread.
 
 Run: python benchmarks/search.py
 """
@@ -19,8 +20,8 @@ from catalogs import fill, template
 from harness import Gate, Result, main, seconds
 
 from hilm.lineage.catalog import Catalog
-from hilm.lineage.scan import ScanIndex, nearest
-from hilm.lineage.search import Print, _shortlist, find_similar
+from hilm.lineage.scan import ScanIndex, _arrays, _index
+from hilm.lineage.search import SHORT_LIST, Print, _shortlist, find_similar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,10 +60,23 @@ def timed(action: Callable[[int], object], repetitions: int) -> list[float]:
     return [1e3 * seconds(partial(action, number)) for number in range(repetitions)]
 
 
-def scan_codes(words: NDArray[np.uint64], number: int) -> NDArray[np.int64]:
-    """Both 256-bit halves, the 1,000 nearest of each."""
-    codes = words[:, number].copy()
-    return np.flatnonzero(nearest(words[:4], codes[:4], 1000) | nearest(words[4:], codes[4:], 1000))
+def large_index(folder: Path, rng: np.random.Generator) -> ScanIndex:
+    """A cache of 2 million random fingerprints."""
+    folder.mkdir()
+    arrays = _arrays(folder, LARGE, "w+")
+    for array in arrays.values():
+        for part in np.array_split(array.reshape(-1), 64):
+            part[:] = np.frombuffer(rng.bytes(part.nbytes), part.dtype)
+    return _index(1, arrays)
+
+
+def nearest_by_sorting(index: ScanIndex, query: Print) -> NDArray[np.int64]:
+    """Candidates by full distances and a sort: what the scan has to find."""
+    chosen = np.zeros(LARGE, np.bool_)
+    for words, code in ((index.codes[:4], query.codes[0]), (index.codes[4:], query.codes[1])):
+        distances = np.bitwise_count(words ^ code[:, None]).sum(axis=0, dtype=np.int64)
+        chosen |= distances <= np.sort(distances)[SHORT_LIST - 1]
+    return np.flatnonzero(chosen)
 
 
 def measure() -> Result:
@@ -79,19 +93,37 @@ def measure() -> Result:
         same = sum(find(query) == brute_force(index, query) for query in queries[:CHECKED])
         times = timed(lambda number: find(queries[number]), QUERIES)
         whole = timed(lambda number: find_similar(catalog, index, queries[number], top_k=TOP), WHOLE)
-    large = timed(partial(scan_codes, rng.integers(0, 2**64, (8, LARGE), np.uint64)), 20)
+        large = large_index(folder / "large", rng)
+        asked = damaged(large, rng, print_row)
+        right = sum(
+            np.array_equal(large.candidates(*query.codes, SHORT_LIST), nearest_by_sorting(large, query))
+            for query in asked[:WHOLE]
+        )
+        scans = timed(lambda number: large.candidates(*asked[number].codes, SHORT_LIST), WHOLE)
+        finds = timed(lambda number: _shortlist(large, asked[number], "hybrid", TOP), QUERIES)
     return Result(
         name="search",
-        claim=f"The nearest of {ENTRIES:,} fingerprints are found in 5 ms, the same as by brute force",
+        claim=f"The nearest of {ENTRIES:,} fingerprints are found in 5 ms, of {LARGE:,} in 60 ms, exactly",
         command="python benchmarks/search.py",
         gates=(
             Gate(f"nearest {TOP}, median of {QUERIES}", statistics.median(times), "<=", 5, "ms"),
             Gate("answers that equal brute force", 100 * same / CHECKED, ">=", 100, "%"),
-            Gate(f"scan of {LARGE:,} codes, median of 20", statistics.median(large), "<=", 60, "ms"),
+            Gate(
+                f"of {LARGE:,}: 95th percentile of {QUERIES}",
+                float(np.quantile(finds, 0.95)),
+                "<=",
+                60,
+                "ms",
+                25,
+            ),
+            Gate(f"of {LARGE:,}: candidates that equal sorting", 100 * right / WHOLE, ">=", 100, "%"),
+            Gate("memory scanned per model", large.codes.nbytes / LARGE, "<=", 64, "B"),
         ),
         figures={
             f"nearest {TOP}, 95th percentile": (float(np.quantile(times, 0.95)), "ms"),
             f"whole search with verdicts, median of {WHOLE}": (statistics.median(whole), "ms"),
+            f"of {LARGE:,}: median": (statistics.median(finds), "ms"),
+            f"of {LARGE:,}: scan of both codes, median of {WHOLE}": (statistics.median(scans), "ms"),
             "first opening of the index": (build, "ms"),
             "second opening of the index": (reopen, "ms"),
         },

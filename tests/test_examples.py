@@ -25,6 +25,11 @@ SAYS = {
         r"^embeddings\.word_embeddings\.weight: equal True$",
     ],
     "04_encode_while_streaming.py": [r"^100,000 values in 72 frames: True$"],
+    "hf_integration_demo.py": [
+        r"^1M: 716,812 parameters with a vocabulary of bytes$",
+        r"^\d\d tokens, 4,608 bytes of state$",
+        r"^logits \(1, 128, 30000\)$",
+    ],
 }
 
 

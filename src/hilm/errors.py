@@ -47,6 +47,7 @@ builtin a caller would expect, so ``except ValueError`` or ``except OSError`` ke
     │   ├── CatalogConflict
     │   └── CatalogSchemaError     exit 2
     └── WorkerError                exit 1   (RuntimeError)
+        └── ClusterMismatch
 """
 
 from __future__ import annotations
@@ -318,3 +319,9 @@ class CatalogSchemaError(CatalogError):
 
 class WorkerError(HilmError, RuntimeError):
     """A worker process failed or died."""
+
+
+class ClusterMismatch(WorkerError):
+    """A machine of the cluster runs another program than this one."""
+
+    default_hint = "install the same versions of hilm, Ray and Python on every machine"

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
+import numpy as np
 import pytest
 
 from hilm.cli.filming import decoded, encoded, find_reel, verified
+from tests.servers import Server
+from tests.tiny import bert_like
 
 REEL = {
     "model": "bert",
@@ -66,7 +71,7 @@ def test_a_reel_verifies_and_decodes_to_the_same_weights(hilm, house):
 
 
 def test_a_damaged_reel_is_exit_3(hilm, house):
-    path = find_reel(hilm("encode", "stranger", "--json").document["models"][0]["reel"], None)
+    path = Path(hilm("encode", "stranger", "--json").document["models"][0]["reel"])
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     (house / "damaged.reel.mp4").write_bytes(data)
@@ -96,6 +101,23 @@ def test_an_indexed_model_has_no_reel(hilm, house):
     assert ran.code == 2
 
 
+def test_a_tensor_is_fetched_from_a_url(hilm, house, monkeypatch):
+    reel = hilm("encode", "base", "--json").document["models"][0]["reel"]
+    name = "embeddings.word_embeddings.weight"
+    with Server({"/x": Path(reel).read_bytes()}) as server:
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        ran = hilm("get", server.url("/x"), name, "--rows", "2:5", "-o", "rows.npy", "--json")
+        assert (ran.code, ran.document["requests"], ran.document["shape"]) == (0, 3, [3, 64])
+        assert np.array_equal(np.load("rows.npy"), bert_like(1, layers=2)[name][2:5])
+        assert "requests" in hilm("get", server.url("/x"), name).out
+        assert hilm("decode", server.url("/x"), "one", "--tensor", name).code == 0
+        assert hilm("get", server.url("/nothing"), name).code == 5
+    assert hilm("get", "base", name, "--json").document["requests"] is None
+    for wrong in (["--rows", "5"], ["--rows", "9:2"], ["-o", "x.txt"]):
+        ran = hilm("get", "base", name, *wrong)
+        assert (ran.code, ran.out) == (2, "")
+
+
 def test_a_delta_from_command_to_command(hilm):
     place = "--storage-dir", "store"
     assert (
@@ -105,6 +127,7 @@ def test_a_delta_from_command_to_command(hilm):
     assert hilm("decode", "tuned", "out", *place).code == 0
     shown = hilm("show", "tuned", "--chain", "--json", *place).document
     assert [link["mode"] for link in shown["chain"]] == ["delta", "checkpoint"]
+    assert "checkpoint" in hilm("show", "tuned", "--chain", *place).out
     elsewhere = "--storage-dir", "elsewhere"
     refused = hilm("decode", shown["reel"], "no", *elsewhere)
     assert (refused.code, "--base MODEL" in refused.err) == (2, True)

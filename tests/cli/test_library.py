@@ -69,6 +69,21 @@ def test_rm_asks_at_a_terminal(monkeypatch):
     assert "forget kept and delete its reel?" in ran.stderr
 
 
+def test_several_models_make_a_film(hilm, house):
+    ran = hilm("show", "base", "tuned", "--film", "both.mp4", "--difference", "--json")
+    assert (ran.code, len(ran.document["frames"])) == (0, 2)
+    assert (house / "both.mp4").stat().st_size > 1000
+    for wrong in (["base", "tuned"], ["base", "--tensor", "x"], ["base", "tuned", "--sheet", "x.png"]):
+        assert hilm("show", *wrong).code == 2
+
+
+def test_a_reel_is_shown_as_a_table(hilm):
+    reel = hilm("encode", "base", "--json").document["models"][0]["reel"]
+    lines = click.unstyle(hilm("show", reel).out).splitlines()
+    assert any(line.split()[:2] == ["embeddings.word_embeddings.weight", "F32"] for line in lines)
+    assert "--json lists all" in lines[-1]
+
+
 def test_show_draws_a_heat_map_of_a_path(hilm, house):
     ran = hilm("show", "base", "--picture", "base.png", "--figure", "max", "--json")
     assert (ran.code, ran.document["picture"], ran.document["figure"]) == (0, "base.png", "max")

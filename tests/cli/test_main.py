@@ -130,7 +130,7 @@ def test_no_arguments_print_the_help(capsys):
         (["inspect"], "error: missing argument 'MODEL'", "hint: hilm inspect --help"),
         (["encode"], "error: no model to encode", "hint: name folders or files"),
         (["search"], "error: no model to search for", "hint: hilm search ./mystery-model"),
-        (["encode", "x", "--mode", "small"], "error: invalid value for '--mode'", "hint: hilm encode --help"),
+        (["encode", "x", "--mode", "tiny"], "error: invalid value for '--mode'", "hint: hilm encode --help"),
     ],
 )
 def test_wrong_usage_is_two_lines_and_exit_2(capsys, words, message, hint):

@@ -31,6 +31,19 @@ def test_search_without_matches_says_what_to_look_at():
     assert "hilm list" in found({"query": "q", "method": "hybrid", "matches": []})
 
 
+def test_index_on_a_cluster_that_cannot_be_says_what_to_do(hilm, tmp_path, monkeypatch):
+    store = ("--storage-dir", str(tmp_path / "store"), "--json")
+    answer = hilm("index", "base", "--ray", "somewhere", *store)
+    assert (answer.code, answer.out) == (2, "")
+    assert "hint: give host:port, or local" in answer.err
+    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError('no ray', name='ray')")
+    monkeypatch.syspath_prepend(tmp_path)
+    answer = hilm("index", "base", "--ray", "local", *store)
+    assert (answer.code, answer.out) == (4, "")
+    assert 'pip install "hilm[cluster]"' in answer.err
+    assert not (tmp_path / "store").exists()
+
+
 def test_index_lists_new_and_known_models():
     document = {"indexed": ["a", {"model": "b"}], "skipped": ["c"], "failed": []}
     assert indexed(document).splitlines() == [

@@ -12,17 +12,6 @@ from pathlib import Path
 
 from hilm.errors import HeaderError, NetworkError
 
-READY = False
-
-
-def get_ready():
-    global READY  # noqa: PLW0603 - a worker remembers that it was initialised
-    READY = True
-
-
-def is_ready(_):
-    return READY
-
 
 def square(number):
     return number * number

@@ -3,11 +3,14 @@ from __future__ import annotations
 import pickle
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hilm.cluster import Outcome, SerialExecutor, Task, TaskError, open_executor
 from hilm.cluster.executor import without_secrets
 from hilm.errors import MissingExtra, NetworkError, UsageError
 from tests.cluster import jobs
+from tests.cluster.fake import FakeCluster
 
 
 def tasks(*payloads):
@@ -100,6 +103,30 @@ def test_secrets_are_removed_from_messages_and_tracebacks():
     (outcome,) = SerialExecutor().map_unordered(jobs.leak, tasks(token))
     assert token not in outcome.error.message + outcome.error.traceback
     assert "https://***@hub/x?a=1&*** with *** failed" in outcome.error.message
+
+
+@given(st.integers(), st.integers(1, 8), st.integers(0, 30))
+def test_whatever_a_cluster_does_wrong_results_are_the_serial_ones(seed, workers, count):
+    work = tasks(*range(count), "not a number")
+    fake = list(FakeCluster(seed, workers).map_unordered(jobs.square, work))
+    serial = list(SerialExecutor().map_unordered(jobs.square, work))
+    assert {(o.task.key, o.value, o.error and o.error.name) for o in fake} == {
+        (o.task.key, o.value, o.error and o.error.name) for o in serial
+    }
+    assert len(fake) == len(work)
+
+
+def test_a_pool_gives_up_a_task_after_its_retries_and_stops_when_it_is_abandoned():
+    cluster = FakeCluster(3)
+    outcomes = list(cluster.map_unordered(jobs.square, tasks(*range(200)), retries=0))
+    lost = [o for o in outcomes if o.error]
+    assert len(outcomes) == 200
+    assert {(o.attempts, o.error.name) for o in lost} == {(1, "WorkerError")}
+    outcomes = cluster.map_unordered(jobs.square, tasks(*range(200)), max_in_flight=3)
+    next(outcomes)
+    assert len(cluster._waiting) <= 3
+    outcomes.close()
+    assert cluster._waiting == []
 
 
 @pytest.mark.parametrize("text", ["hf_transfer", "a key=1", "org/model at 1e3f", "http://host/path?x=1"])

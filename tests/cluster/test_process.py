@@ -49,8 +49,8 @@ def gone(pid):
     return True
 
 
-def wait_for(path):
-    deadline = time.monotonic() + 20
+def wait_for(path, seconds=20):
+    deadline = time.monotonic() + seconds
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -116,11 +116,6 @@ def test_workers_compute_on_one_thread_and_the_parent_keeps_its_environment(pool
     before = dict(os.environ)
     assert set(values(pool.map_unordered(jobs.environment, tasks(*ONE_THREAD))).values()) == {"1"}
     assert dict(os.environ) == before
-
-
-def test_initializer_runs_before_the_first_task():
-    with ProcessExecutor(2, initializer=jobs.get_ready) as executor:
-        assert set(values(executor.map_unordered(jobs.is_ready, tasks(*range(4)))).values()) == {True}
 
 
 def test_large_results(pool):
@@ -238,18 +233,18 @@ def test_an_interrupt_leaves_no_process():
 
 SCRIPT = """
 import sys
-from hilm.cluster import ProcessExecutor, Task
+from hilm.cluster import Task, open_executor
 from tests.cluster import jobs
-executor = ProcessExecutor(1)
+executor = open_executor(sys.argv[3], 1)
 print([o.value for o in executor.map_unordered(getattr(jobs, sys.argv[1]), [Task(b"k", sys.argv[2])])])
 executor.close()
 """
 
 
-def run_script(tmp_path, *arguments):
+def run_script(tmp_path, *arguments, executor="process"):
     (tmp_path / "script.py").write_text(SCRIPT)
     return subprocess.Popen(
-        [sys.executable, tmp_path / "script.py", *arguments],
+        [sys.executable, tmp_path / "script.py", *arguments, executor],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

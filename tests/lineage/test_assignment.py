@@ -92,6 +92,15 @@ def test_gains_near_one_follow_their_names_unless_copied(pairs):
     assert pairs(gains, shifted) == {("t1", "t0"), ("t2", "t1")}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_gains_all_but_equal_are_told_apart(pairs, seed):
+    rng = np.random.default_rng(seed)
+    gains = {f"t{i}": rng.normal(1, 1e-4, 64).astype(np.float32) for i in range(6)}
+    order = rng.permutation(6)
+    moved = {f"u{n}": gains[f"t{i}"] for n, i in enumerate(order)}
+    assert pairs(gains, moved) == {(f"t{i}", f"u{n}") for n, i in enumerate(order)}
+
+
 def test_copies_share_a_partner_and_tables_their_rows(pairs):
     base = tensors(0, 2)
     assert pairs(base, base | {"again": base["t1"]}) == {("t0", "t0"), ("t1", "t1"), ("t1", "again")}

@@ -45,6 +45,16 @@ CASES = [
     (replace(UNRELATED, gram=0.95), "independent"),
 ]
 
+RESIZED = [
+    ({(64, 64): 24, (200, 64): 6, (64, 200): 6}, 0.0, "hidden"),
+    (SHAPES | {(96, 96): 20}, 0.0, "graft"),
+    (SHAPES | {(16, 64): 1}, 0.0, "hidden"),
+    ({(64, 64): 20, (256, 64): 5, (64, 256): 5}, 0.0, "depth"),
+    ({(64, 64): 32, (256, 64): 8, (64, 256): 8}, 0.25, "up-scaled"),
+    ({(64, 64): 32, (256, 64): 8, (64, 256): 8}, 0.0, "depth"),
+    ({(64, 64): 24, (256, 64): 24, (64, 256): 24}, 0.5, "up-cycled"),
+]
+
 
 @pytest.mark.parametrize(("evidence", "relation"), CASES)
 def test_relation(evidence, relation):
@@ -70,7 +80,7 @@ def test_facts_need_no_matrices():
 def test_gram_alone_proposes_but_does_not_establish():
     result = verdict(replace(UNRELATED, gram=0.95))
     assert result.level == "weak"
-    assert result.z == pytest.approx(18.6)
+    assert result.z == pytest.approx(17.8)
     assert not result.details["conclusive"]
     assert "common training data" in result.sentence
 
@@ -113,7 +123,8 @@ def test_details_of_what_happened():
     assert verdict(replace(RELATED, rank=16)).details["adapter_rank"] == 16
     assert "adapter_rank" not in verdict(replace(RELATED, rank=17)).details
     assert verdict(other(RELATED, width=48)).details["changes"] == ["width"]
-    assert verdict(other(RELATED, shapes={(64, 64): 24})).details["changes"] == ["hidden"]
+    for shapes, repeats, change in RESIZED:
+        assert verdict(other(RELATED, shapes=shapes, repeats=repeats)).details["changes"] == [change]
     assert verdict(other(RELATED, vocabulary=1064)).details["changes"] == ["vocabulary"]
     assert verdict(replace(TURNED, turn="rotation")).details["turn"] == "rotation"
     assert verdict(replace(RELATED, a=replace(A, identical=0.3))).details["partly_frozen"]

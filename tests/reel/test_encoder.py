@@ -396,3 +396,13 @@ def test_pytorch_files_are_not_rounded(tmp_path):
         pytest.raises(UnsupportedFormat, match="checksums"),
     ):
         encode_small(checkpoint, tmp_path / "x", Rounding())
+
+
+def test_a_rounded_model_may_hold_what_is_no_weight(tmp_path):
+    tensors = {"w": np.random.default_rng(0).standard_normal((64, 64)), "mask": np.ones(9, np.uint8)}
+    model = write_model(tmp_path / "m", {"w": tensors["w"].astype(np.float32), "mask": tensors["mask"]})
+    with open_checkpoint(model) as checkpoint:
+        report = encode_small(checkpoint, tmp_path / "x", Rounding(error=0.01), preview=False)
+    with Reel.open(report.reel.path) as reel:
+        assert reel.tensor("mask").tolist() == [1] * 9
+        assert (reel.tensors["w"]["coder"], "error" in reel.tensors["mask"]) == ("tcq", False)

@@ -7,6 +7,7 @@ import pytest
 from hilm.errors import UsageError
 from hilm.store import Store, verify
 from hilm.store import intake as module
+from tests.cluster.fake import FakeCluster
 from tests.hostile.safetensors_files import cases
 from tests.store.conftest import contents, rows, tiny
 from tests.tiny import write_model
@@ -35,6 +36,52 @@ def test_processes_change_nothing_of_the_result(house, tmp_path, mode):
     for table in ("models", "fingerprints", "reels"):
         assert rows(one, table) == rows(two, table)
     assert contents(one.reels) == contents(two.reels)
+
+
+@pytest.mark.parametrize("mode", ["archive", "sample", "index"])
+def test_an_unreliable_cluster_changes_nothing_of_the_result(house, tmp_path, monkeypatch, mode):
+    def fill(store):
+        if mode == "index":
+            return store.index(every(house))
+        return store.encode(every(house), mode=mode, **MODES[mode])
+
+    serial = Store(tmp_path / "serial")
+    fill(serial)
+    for seed in range(3):
+        store = Store(tmp_path / str(seed))
+        monkeypatch.setattr(module, "open_executor", lambda *_, seed=seed, **__: FakeCluster(seed))
+        assert fill(store)["failed"] == []
+        for table in ("models", "fingerprints", "reels"):
+            assert rows(store, table) == rows(serial, table)
+            assert store.catalog._open(table).count_rows() == len(rows(serial, table))  # each key once
+        assert contents(store.reels) == contents(serial.reels)
+
+
+def test_an_archive_written_out_of_reach_is_a_failure(house, store, monkeypatch):
+    class FarAway(FakeCluster):
+        def collect(self, timeout_s):
+            outcomes = super().collect(timeout_s)
+            for outcome in outcomes:
+                if outcome.value is not None and outcome.task.payload.name == "base":
+                    outcome.value.archive.reel.path.unlink()
+            return outcomes
+
+    monkeypatch.setattr(module, "open_executor", lambda *_, **__: FarAway(1))
+    document = store.encode([house / "base", house / "tuned"])
+    assert [model["model"] for model in document["models"]] == ["tuned"]
+    (failure,) = document["failed"]
+    assert failure["model"] == str(house / "base")
+    assert "is not here" in failure["message"]
+    assert "storage that all machines share" in failure["hint"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"), [({"ray": "nonsense"}, UsageError), ({"ray": "local", "jobs": 0}, UsageError)]
+)
+def test_a_cluster_that_cannot_be_makes_no_store(house, store, options, error):
+    with pytest.raises(error):
+        store.index([house / "base"], **options)
+    assert not store.path.exists()
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -10,6 +10,7 @@ from hilm.lineage.fingerprint import fingerprint
 from hilm.lineage.gram import WORDS
 from hilm.store import Store
 from hilm.weights import open_checkpoint
+from tests.lineage.family import mixed, reads_stream
 from tests.store.conftest import tiny, tuned
 from tests.tiny import write_model
 
@@ -104,6 +105,17 @@ def test_a_permuted_copy_is_proved_by_its_weights(filled, house, tmp_path):
     assert match["model"] == "base"
     assert match["relation"] != "independent"
     assert seen
+
+
+def test_a_model_without_a_quarter_of_its_coordinates_is_proved_by_its_weights(store, tmp_path):
+    models = [mixed(seed, layers=6, hidden=128) for seed in range(3)]
+    store.index([write_model(tmp_path / f"m{seed}", tensors) for seed, tensors in enumerate(models)])
+    kept = np.sort(np.random.default_rng(4).permutation(64)[:48])
+    narrow = {n: t[..., kept] if reads_stream(n) else t[kept] for n, t in models[1].items()}
+    matches = store.search(write_model(tmp_path / "narrow", narrow))["matches"]
+    assert [m["relation"] for m in matches] == ["resized", "independent", "independent"]
+    assert matches[0]["model"] == "m1"
+    assert matches[0]["details"]["changes"] == ["width"]
 
 
 def test_a_base_that_is_gone_is_still_found(house, store, tmp_path):

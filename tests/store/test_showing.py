@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -45,6 +46,25 @@ def test_what_is_gone_or_was_never_there_cannot_be_drawn(house, store, tmp_path)
     shutil.rmtree(tmp_path / "model")
     with pytest.raises(UsageError, match=r"not at .* any more"):
         store.show("model", sheet=tmp_path / "sheet.png")
+
+
+def test_a_reel_shows_what_is_in_it(house, store, tmp_path):
+    store.encode([house / "base"])
+    path = store.reel("base")
+    document = store.show(str(path), sheet=tmp_path / "reel.png", film=tmp_path / "reel.mp4")
+    assert [t["name"] for t in document["tensors"]] == list(tiny(1))
+    assert document["weights"] == sum(v.size for v in tiny(1).values())
+    bits = sum(t["bits_per_weight"] * np.prod(t["shape"]) for t in document["tensors"])
+    assert bits / document["weights"] < document["bits_per_weight"]
+    store.show("base", sheet=tmp_path / "model.png")
+    with Image.open(tmp_path / "reel.png") as ours, Image.open(tmp_path / "model.png") as theirs:
+        assert ours.crop((0, 96, *ours.size)).tobytes() == theirs.crop((0, 96, *theirs.size)).tobytes()
+    assert len(list(decode_preview((tmp_path / "reel.mp4").read_bytes()))) == len(tiny(1))
+    store.encode([house / "base"], mode="sample", max_params=500)
+    sample = str(store.reel("base"))
+    assert (store.show(sample)["samples"], store.show(sample)["tensors"]) == (["base"], [])
+    with pytest.raises(UsageError, match="samples"):
+        store.show(sample, sheet=tmp_path / "x.png")
 
 
 def test_a_heat_map_is_drawn_of_weights_anywhere(house, store, tmp_path):

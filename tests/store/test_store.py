@@ -30,6 +30,28 @@ def test_a_file_is_no_store(tmp_path):
         Store(tmp_path / "file")
 
 
+@pytest.mark.parametrize("form", ["file://{}", "file:{}"])
+def test_a_file_address_is_its_folder(house, tmp_path, form):
+    folder = tmp_path / "my store"
+    store = Store(form.format(str(folder).replace(" ", "%20")))
+    assert store.path == folder
+    assert store.index([house / "base"])["indexed"] == ["base"]
+    assert Store(folder).row("base")["name"] == "base"
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/store", "s3:/bucket/store", "https://host/store", "memory://"]
+)
+def test_a_store_is_kept_nowhere_but_in_a_folder(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="cannot be kept at"):
+        Store(address)
+    monkeypatch.setenv("HILM_HOME", address)
+    with pytest.raises(UsageError, match="cannot be kept at"):
+        Store()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_killed_first_run_leaves_is_no_obstacle(house, tmp_path):
     (tmp_path / ".catalog-0123").mkdir()
     assert Store(tmp_path).index([house / "base"])["indexed"] == ["base"]

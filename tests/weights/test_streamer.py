@@ -315,7 +315,9 @@ def test_memory_is_looked_at_only_where_progress_is_wanted(tmp_path):
     folder = write_model(tmp_path, {f"t{i}": np.zeros(500, np.float32) for i in range(3)})
 
     def seen(wanted):
-        streamer = MemoryEfficientParameterStreamer(StreamingConfig(enable_progress=wanted))
+        streamer = MemoryEfficientParameterStreamer(
+            StreamingConfig(enable_progress=wanted, max_memory_mb=1e6)
+        )
         stream = streamer.stream(folder)
         next(stream)
         time.sleep(0.12)

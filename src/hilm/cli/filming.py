@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,7 @@ def encode(
     revision: str | None,
     jobs: int | None,
     lossy: bool,
+    ray: str | None,
     storage_dir: Path | None,
     **rounding: Any,  # noqa: ANN401 - of options.rounding
 ) -> None:
@@ -107,6 +109,7 @@ def encode(
             name=name,
             preview=not no_preview,
             jobs=jobs,
+            ray=ray,
             force=force,
             progress=progress,
             **rounding,
@@ -207,6 +210,70 @@ def decoded(document: Document) -> str:
     )
 
 
+def row_range(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Read ``a:b``, the first row and the last plus one.
+
+    Raises:
+        BadParameter: It is something else.
+    """
+    match = re.fullmatch(r"(\d{1,18}):(\d{1,18})", value or "")
+    if value is not None and not match:
+        raise click.BadParameter(f"{value!r} is not A:B, such as 0:4", param=parameter)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+@click.command(
+    cls=options.Command,
+    examples=(
+        "hilm get bert-base embeddings.word_embeddings.weight --rows 0:4",
+        "hilm get https://example.org/bert-base.reel.mp4 pooler.dense.weight -o pooler.npy",
+    ),
+)
+@click.argument("reel")
+@click.argument("tensor", metavar="NAME")
+@click.option("--rows", callback=row_range, metavar="A:B", help="Only rows A to B - 1 along the first axis.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Write it as .npy or .safetensors.",
+)  # fmt: skip
+@options.base("What a delta was taken from. [default: what the store has]")
+@options.storage_dir
+@options.switches
+def get(
+    reel: str,
+    tensor: str,
+    *,
+    rows: tuple[int, int] | None,
+    out: Path | None,
+    base: str | None,
+    storage_dir: Path | None,
+) -> None:
+    """Fetch one tensor of a reel, or a few rows of it, and nothing else.
+
+    REEL is a file, a URL, or the name of a model in the store. Of a URL, the end of the file and the tensor
+    are fetched, by ranges.
+    """
+    path = find_reel(reel, storage_dir, "archive", "delta", "small")
+    document = hilm.get(path, tensor, rows=rows, out=out, base=base, store=find_store(storage_dir))
+    output.emit(document, fetched)
+
+
+def fetched(document: Document) -> str:
+    """Write what was read, and what that cost of a remote reel."""
+    rows = document["rows"]
+    told = {
+        "tensor": f"{clean(document['tensor'])}{f', rows {rows[0]}:{rows[1]}' if rows else ''}",
+        "stored as": f"{document['dtype']} {' x '.join(map(str, document['shape'])) or 'scalar'}",
+        "begins": ", ".join(map(figure, document["first"])) or output.ABSENT,
+        **{key: figure(document[key]) for key in ("mean", "std", "min", "max")},
+    }
+    if document["out"]:
+        told["written to"] = clean(document["out"])
+    if document["requests"] is not None:
+        told["fetched"] = f"{document['requests']} requests, {size(document['fetched'])}"
+    return facts(told)
+
+
 @click.command(
     cls=options.Command,
     examples=("hilm verify bert-base", "hilm verify bert-base.reel.mp4 --against ./bert-base --json"),
@@ -259,6 +326,8 @@ def find_store(storage_dir: Path | None) -> hilm.Store | None:
     return None if storage_dir is None else hilm.Store(storage_dir)
 
 
-def find_reel(reel: str, storage_dir: Path | None, *modes: str) -> Path:
-    """Return the file REEL means: a path, or the name of a model in the store that has a reel."""
+def find_reel(reel: str, storage_dir: Path | None, *modes: str) -> str | Path:
+    """Return the file REEL means: a path, a URL, or the name of a model in the store that has a reel."""
+    if "://" in reel:
+        return reel
     return Path(reel) if Path(reel).is_file() else hilm.Store(storage_dir).reel(reel, *modes)

@@ -11,8 +11,11 @@ import click
 import hilm
 from hilm.cli import options, output
 from hilm.cli.output import chance, clean, count, facts, figure, seconds, size, table
+from hilm.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hilm.cli.output import Document
 
 
@@ -59,10 +62,12 @@ def stats(*, storage_dir: Path | None) -> None:
     examples=(
         "hilm show bert-base",
         "hilm show bert-base --sheet bert.png --film bert.mp4",
+        "hilm show bert-base.reel.mp4",
+        "hilm show run/checkpoint-* --film training.mp4 --difference",
         "hilm show ./gpt2 --picture gpt2.png --figure outliers",
     ),
 )
-@click.argument("model")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL…")
 @click.option("--chain", is_flag=True, help="List what its reel takes to decode.")
 @click.option("--sheet", type=click.Path(path_type=Path), metavar="PNG", help="Draw every tensor's picture.")
 @click.option("--film", type=click.Path(path_type=Path), metavar="MP4", help="Write the film of the weights.")
@@ -76,15 +81,32 @@ def stats(*, storage_dir: Path | None) -> None:
     show_default=True,
     help="What the heat map shows.",
 )
+@click.option("--tensor", metavar="NAME", help="Of several models, film this tensor. [default: a large one]")
+@click.option("--difference", is_flag=True, help="Of several models, film how they differ from the first.")
 @options.storage_dir
 @options.switches
-def show(model: str, *, storage_dir: Path | None, **drawing: Any) -> None:  # noqa: ANN401 - of Store.show
-    """Show what the store knows about a model; with --sheet, --film and --picture, let one see it.
+def show(
+    models: tuple[str, ...],
+    *,
+    film: Path | None,
+    tensor: str | None,
+    difference: bool,
+    storage_dir: Path | None,
+    **drawing: Any,  # noqa: ANN401 - of Store.show
+) -> None:
+    """Show what the store knows about a model, or what is in a reel; with --sheet and --film, let one see it.
 
-    MODEL is the name of a model in the store; --sheet and --picture take a path, Hub id or URL as well.
+    MODEL is the name of a model in the store or a reel; --sheet and --picture take a path, Hub id or URL as
+    well. Several models make a film of one tensor, one frame each: a training run, for instance.
     """
-    with output.progress() as progress:
-        document = hilm.Store(storage_dir).show(model, **drawing, progress=progress)
+    store = hilm.Store(storage_dir)
+    if len(models) == 1 and not (tensor or difference):
+        with output.progress() as progress:
+            document = store.show(models[0], film=film, **drawing, progress=progress)
+    elif film is None or drawing["sheet"] or drawing["picture"] or drawing["chain"]:
+        raise UsageError("several models make a film of one tensor", hint="hilm show A B --film FILM.mp4")
+    else:
+        document = store.film(models, film, tensor=tensor, difference=difference)
     output.emit(document, described)
 
 
@@ -105,8 +127,23 @@ UNITS = {"bytes": size, "seconds": seconds, "p_value": chance}
 
 
 def described(document: Document) -> str:
-    """Write every figure of a document with its unit, one a line."""
-    return facts({key.replace("_", " "): valued(key, value) for key, value in document.items()})
+    """Write every figure of a document with its unit, one a line; a list of things as a table below."""
+    things = {key: value for key, value in document.items() if is_table(value)}
+    rest = {key.replace("_", " "): valued(key, document[key]) for key in document if key not in things}
+    return "\n\n".join([facts(rest), *map(tabled, things.values())])
+
+
+def is_table(value: object) -> bool:
+    """Whether a value is a list of things with the same figures."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def tabled(things: Sequence[Document]) -> str:
+    """Write things as a table, at most 20 of them; some may lack a figure that others have."""
+    keys = list(dict.fromkeys(key for thing in things for key in thing))
+    rows = [[valued(key, thing.get(key)) for key in keys] for thing in things[: output.ROWS]]
+    columns = [key.replace("_", " ") for key in keys]
+    return "\n".join([table(columns, rows), *output.more(len(things), len(rows), "--json lists all")])
 
 
 def valued(key: str, value: object) -> str:
@@ -116,7 +153,7 @@ def valued(key: str, value: object) -> str:
             f"{clean(str(name))} {valued(f'{key}.{name}', part)}" for name, part in value.items()
         )
     if isinstance(value, list):
-        return ", ".join(valued(key, part) for part in value)
+        return ", ".join(valued(key, part) for part in value) or output.ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):

@@ -37,12 +37,16 @@ COMMANDS: Mapping[str, Entry] = {
     "stream": Entry("Look", "reading:stream", "Statistics of every weight, in constant memory."),
     "encode": Entry("Film", "filming:encode", "Film checkpoints as reels and remember them in the store."),
     "decode": Entry("Film", "filming:decode", "Write a reel's weights back as safetensors."),
+    "get": Entry("Film", "filming:get", "One tensor of a reel or a few rows of it, also from a URL."),
     "verify": Entry("Film", "filming:verify", "Prove that a reel holds what was filmed."),
+    "report": Entry("Film", "reporting:report", "What a reel costs and loses, beside other codecs."),
     "index": Entry(
         "Recognise", "searching:index", "Remember checkpoints by their fingerprints, without a reel."
     ),
     "search": Entry("Recognise", "searching:search", "Find a checkpoint's relatives by its weights."),
     "diff": Entry("Recognise", "searching:diff", "Compare two checkpoints and say how they are related."),
+    "lineage": Entry("Recognise", "lineage:lineage", "Which model comes from which, as a tree."),
+    "dedupe": Entry("Recognise", "lineage:dedupe", "What is there twice, and what differences would save."),
     "parity": Entry("Prove", "parity:parity", "Prove that two implementations of one model agree."),
     "features": Entry(
         "Prove", "features:features", "Hidden states of a padded and a packed model, compared."

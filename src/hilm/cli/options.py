@@ -210,7 +210,10 @@ def at_revision(model: str, revision: str | None) -> str:
 
 
 def jobs(function: Function) -> Function:
-    """Add --jobs."""
-    return click.option(
-        "--jobs", type=click.IntRange(min=1), metavar="N", help="Models at a time. [default: as cores allow]"
-    )(function)
+    """Add --jobs and --ray."""
+    for flag, kind, metavar, text in (
+        ("--ray", str, "ADDRESS", "Work on a Ray cluster: host:port, or local to start one here."),
+        ("--jobs", click.IntRange(min=1), "N", "Models at a time. [default: as cores allow]"),
+    ):
+        click.option(flag, type=kind, metavar=metavar, help=text)(function)
+    return function

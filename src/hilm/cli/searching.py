@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=options.Command,
-    examples=("hilm index ./models/*", "hilm index ./bert-base --storage-dir experiment_1 --json"),
+    examples=(
+        "hilm index ./models/*",
+        "hilm index ./models/* --ray 10.0.0.7:6379",
+        "hilm index ./bert-base --storage-dir experiment_1 --json",
+    ),
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
 @click.option("--name", help="The model's name in the store. [default: the folder's]")
@@ -35,12 +39,15 @@ def index(
     force: bool,
     revision: str | None,
     jobs: int | None,
+    ray: str | None,
     storage_dir: Path | None,
 ) -> None:
     """Remember checkpoints by their fingerprints: a few kilobytes each, no reel."""
     with output.progress() as progress:
         pinned = [options.at_revision(model, revision) for model in models]
-        document = hilm.Store(storage_dir).index(pinned, jobs=jobs, name=name, force=force, progress=progress)
+        document = hilm.Store(storage_dir).index(
+            pinned, jobs=jobs, ray=ray, name=name, force=force, progress=progress
+        )
     output.settle(document, "indexed", "skipped")
     output.emit(document, indexed)
 
@@ -110,7 +117,9 @@ def found(document: Document) -> str:
     matches = document["matches"]
     heading = f"{clean(document['query'])}, by {document['method']}"
     if not matches:
-        return f"{heading}\n\nno relatives in this store; hilm list shows what it holds"
+        nothing = "no relatives in this store; hilm list shows what it holds"
+        return "\n".join([heading, "", nothing, *adapted(document)])
+    told = [matches[0], *(match for match in matches if match["relation"] == "merge")]
     return "\n".join(
         [
             heading,
@@ -130,9 +139,24 @@ def found(document: Document) -> str:
                 ],
             ),
             "",
-            clean(matches[0]["sentence"]),
+            *(clean(text) for text in dict.fromkeys(match["sentence"] for match in told)),
+            *adapted(document),
         ]
     )
+
+
+def adapted(document: Document) -> list[str]:
+    """Write what an unmerged adapter fits, and which models differ by it."""
+    if "adapter" not in document:
+        return []
+    names = [clean(name) for name in document["adapter"]["compatible"]]
+    lines = [f"an unmerged adapter; by shape it fits {', '.join(names[:ROWS]) or 'no model of this store'}"]
+    lines += [
+        f"{clean(pair['model'])} differs from {clean(pair['base'])} by this adapter "
+        f"(cosine {pair['cosine']:.2f}, p {chance(pair['p_value'])})"
+        for pair in document["adapter"]["applied"][:ROWS]
+    ]
+    return lines
 
 
 @click.command(

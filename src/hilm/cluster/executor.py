@@ -12,6 +12,7 @@ import os
 import re
 import time
 import traceback
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -121,6 +122,64 @@ class Executor(Protocol):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Pool(Executor):
+    """What executors with several workers share: the loop that keeps them busy.
+
+    A pool serves one `map_unordered` at a time.
+    """
+
+    def map_unordered(
+        self,
+        fn: Callable[[Any], Any],
+        tasks: Iterable[Task],
+        *,
+        max_in_flight: int | None = None,
+        retries: int = 3,
+        timeout_s: float | None = None,
+    ) -> Iterator[Outcome]:
+        """See `Executor`; ``timeout_s`` counts from the hand-over, so a worker's start-up is part of it."""
+        limit = self.places(timeout_s)
+        limit = min(limit, max_in_flight or limit)
+        fresh = ((task, 1) for task in tasks)
+        again: list[tuple[Task, int]] = []
+        outcomes: list[Outcome] = []
+        busy = 0
+        try:
+            while True:
+                while busy < limit and (job := again.pop() if again else next(fresh, None)):
+                    self.hand_out(fn, *job)
+                    busy += 1
+                yield from outcomes  # only now, so that workers run while the caller handles these
+                if not busy:
+                    return
+                outcomes = []
+                for outcome in self.collect(timeout_s):
+                    busy -= 1
+                    if outcome.error and outcome.error.transient and outcome.attempts <= retries:
+                        again.append((outcome.task, outcome.attempts + 1))
+                    else:
+                        outcomes.append(outcome)
+        finally:
+            if busy:
+                self.abandon()
+
+    def places(self, timeout_s: float | None) -> int:  # noqa: ARG002 - whether a task may wait for its worker
+        """Most tasks handed out at a time."""
+        return self.workers
+
+    @abstractmethod
+    def hand_out(self, fn: Callable[[Any], Any], task: Task, attempts: int) -> None:
+        """Have a worker start a task; ``attempts`` counts this one."""
+
+    @abstractmethod
+    def collect(self, timeout_s: float | None) -> list[Outcome]:
+        """Wait until tasks have ended, one way or another; return what became of them."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Stop every task handed out."""
 
 
 class SerialExecutor(Executor):

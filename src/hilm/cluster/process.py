@@ -22,11 +22,12 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from hilm.cluster.executor import Executor, Outcome, Task, TaskError, attempt
+from hilm.cluster.executor import Outcome, Pool, Task, TaskError, attempt
 from hilm.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
+    from pathlib import Path
 
 RECYCLE_AFTER = 2_000
 """Tasks after which a worker is replaced, so that what libraries leak stays bounded."""
@@ -38,26 +39,50 @@ ONE_THREAD = {
     "NUMBA_NUM_THREADS": "1",
 }
 
-# Sent as the text of the program, so that a worker imports from where its parent does.
-_PROGRAM = "import sys; sys.path[:] = {!r}; from hilm.cluster.process import serve; serve({})"
+# Sent as the text of the program, so that a child imports from where its parent does.
+_PROGRAM = "import sys; sys.path[:] = {!r}; from {} import serve; serve({})"
 
 
-class _Worker:
-    """The parent's end of one worker process."""
+class Child:
+    """The parent's end of a process that runs the ``serve`` of a module of this package.
 
-    def __init__(self, initializer: Callable[[], None] | None) -> None:
+    Args:
+        module: The module.
+        environment: Variables to add.
+        output: Descriptor its stdout and stderr go to; not our stdout, which is the caller's document.
+        folder: Its current directory; ours if None.
+    """
+
+    def __init__(
+        self, module: str, environment: dict[str, str], *, output: int = 2, folder: Path | None = None
+    ) -> None:
         self.connection, remote = Pipe()
         with remote:
             self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own text
-                [sys.executable, "-c", _PROGRAM.format(sys.path, remote.fileno())],
+                [sys.executable, "-c", _PROGRAM.format(sys.path, module, remote.fileno())],
                 pass_fds=[remote.fileno()],
-                env=os.environ | ONE_THREAD,
+                env=os.environ | environment,
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # stdout belongs to the caller's document
+                stdout=output,
+                stderr=output,
+                cwd=folder,
                 process_group=0,  # Ctrl-C is for the parent, which ends the group
             )
+
+    def kill(self) -> int:
+        """End the process and all it started; returns its exit status."""
+        self.connection.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+
+class _Worker(Child):
+    """The parent's end of one worker process."""
+
+    def __init__(self) -> None:
+        super().__init__(__name__, ONE_THREAD)
         self.served = 0
-        self.connection.send(initializer)
 
     def start(self, fn: Callable[[Any], Any], task: Task, attempts: int) -> None:
         self.task, self.attempts, self.started = task, attempts, time.monotonic()
@@ -79,13 +104,6 @@ class _Worker:
         self.kill()
         return self._lost(f"no result within {timeout_s:g} s; the worker was killed", hint="allow more time")
 
-    def kill(self) -> int:
-        """End the process and all it started; returns its exit status."""
-        self.connection.close()
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.wait()
-
     def _lost(self, message: str, hint: str) -> Outcome:
         error = TaskError("WorkerError", message, hint, transient=True)
         return self._outcome(None, error, time.monotonic() - self.started)
@@ -94,12 +112,11 @@ class _Worker:
         return Outcome(self.task, value, error, self.attempts, seconds, f"pid {self.process.pid}")
 
 
-class ProcessExecutor(Executor):
+class ProcessExecutor(Pool):
     """Runs tasks in worker processes, which start when there is work and are kept until `close`.
 
     Args:
         workers: Number of processes; all usable CPUs if None.
-        initializer: An importable function that each worker calls first, usually to import modules.
 
     Raises:
         UsageError: ``workers`` is less than 1.
@@ -107,51 +124,30 @@ class ProcessExecutor(Executor):
 
     name = "process"
 
-    def __init__(self, workers: int | None = None, *, initializer: Callable[[], None] | None = None) -> None:
+    def __init__(self, workers: int | None = None) -> None:
         self.workers = _usable_cpus() if workers is None else workers
         if self.workers < 1:
             raise UsageError(f"{self.workers} workers cannot do anything", hint="give at least 1")
-        self._initializer = initializer
         self._idle: list[_Worker] = []
+        self._busy: list[_Worker] = []
 
-    def map_unordered(
-        self,
-        fn: Callable[[Any], Any],
-        tasks: Iterable[Task],
-        *,
-        max_in_flight: int | None = None,
-        retries: int = 3,
-        timeout_s: float | None = None,
-    ) -> Iterator[Outcome]:
-        """See `Executor`.
+    def hand_out(self, fn: Callable[[Any], Any], task: Task, attempts: int) -> None:
+        """See `Pool`."""
+        self._busy.append(self._idle.pop() if self._idle else _Worker())
+        self._busy[-1].start(fn, task, attempts)
 
-        At most one task per worker is in flight. ``timeout_s`` counts from the hand-over of a task, so a
-        new worker's start-up is part of its first one.
-        """
-        limit = min(self.workers, max_in_flight or self.workers)
-        fresh = ((task, 1) for task in tasks)
-        again: list[tuple[Task, int]] = []
-        busy: list[_Worker] = []
-        outcomes: list[Outcome] = []
-        try:
-            while True:
-                while len(busy) < limit and (job := again.pop() if again else next(fresh, None)):
-                    busy.append(self._idle.pop() if self._idle else _Worker(self._initializer))
-                    busy[-1].start(fn, *job)
-                yield from outcomes  # only now, so that workers run while the caller handles these
-                if not busy:
-                    return
-                outcomes = []
-                for worker, outcome in _collect(busy, timeout_s):
-                    busy.remove(worker)
-                    self._release(worker)
-                    if outcome.error and outcome.error.transient and outcome.attempts <= retries:
-                        again.append((outcome.task, outcome.attempts + 1))
-                    else:
-                        outcomes.append(outcome)
-        finally:
-            for worker in busy:
-                worker.kill()
+    def collect(self, timeout_s: float | None) -> list[Outcome]:
+        """See `Pool`."""
+        ended = _collect(self._busy, timeout_s)
+        for worker, _ in ended:
+            self._busy.remove(worker)
+            self._release(worker)
+        return [outcome for _, outcome in ended]
+
+    def abandon(self) -> None:
+        """See `Pool`."""
+        while self._busy:
+            self._busy.pop().kill()
 
     def close(self) -> None:
         """End every worker; an unfinished `map_unordered` ends its own when it is closed."""
@@ -184,15 +180,18 @@ def _collect(busy: list[_Worker], timeout_s: float | None) -> list[tuple[_Worker
 
 def serve(descriptor: int) -> None:
     """Run tasks from a socket until it closes: the main function of a worker."""
-    connection, inbox = Connection(descriptor), SimpleQueue[bytes]()
-    Thread(target=_receive, args=(connection, inbox), daemon=True).start()
-    initializer = ForkingPickler.loads(inbox.get())
-    if initializer is not None:
-        initializer()
+    connection, inbox = listen(descriptor)
     while True:
-        reply, error, seconds = attempt(_run, inbox.get())
+        reply, error, seconds = attempt(call, inbox.get())
         connection.send((error, seconds))
         connection.send_bytes(ForkingPickler.dumps(None) if error else reply)
+
+
+def listen(descriptor: int) -> tuple[Connection, SimpleQueue[bytes]]:
+    """Take over a child's end of its socket; once the parent is gone, the whole process group ends."""
+    connection, inbox = Connection(descriptor), SimpleQueue[bytes]()
+    Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+    return connection, inbox
 
 
 def _receive(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
@@ -204,7 +203,7 @@ def _receive(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
         os.killpg(0, signal.SIGKILL)
 
 
-def _run(request: bytes) -> memoryview:
+def call(request: bytes) -> memoryview:
     """Decode, call and encode, all within one attempt: each can fail by fault of the task."""
     fn, payload = ForkingPickler.loads(request)
     return ForkingPickler.dumps(fn(payload))

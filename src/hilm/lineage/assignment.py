@@ -152,9 +152,12 @@ def _align_class(
     a: Checkpoint, left: list[TensorInfo], b: Checkpoint, right: list[TensorInfo]
 ) -> list[Aligned]:
     run = _run_length(left[0], len(left) + len(right))
-    cosines = np.stack([_sample(a, t, run) for t in left]) @ np.stack([_sample(b, t, run) for t in right]).T
+    first, second = [_sample(a, t, run) for t in left], [_sample(b, t, run) for t in right]
+    cosines = np.stack(first) @ np.stack(second).T
+    keys = [np.array([hash(s.tobytes()) for s in side]) for side in (first, second)]
+    equal = keys[0][:, None] == keys[1]
     namesake = np.array([[x.name == y.name for y in right] for x in left])
-    pairs = [(i, j) for i, j in _pair_up(cosines, namesake) if cosines[i, j] >= UNALIGNED]
+    pairs = [(i, j) for i, j in _pair_up(cosines, namesake, equal) if cosines[i, j] >= UNALIGNED]
     rows, columns = _free(pairs, cosines.shape)
     pairs += [(i, j) for i in rows for j in columns if namesake[i, j]]
     rows, columns = _free(pairs, cosines.shape)
@@ -165,15 +168,20 @@ def _align_class(
     return [Aligned(left[i], right[j], run) for i, j in pairs]
 
 
-def _pair_up(cosines: NDArray[np.float32], namesake: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Namesakes that nothing matches clearly better; then the best assignment of the rest, copies first."""
+def _pair_up(
+    cosines: NDArray[np.float32], namesake: NDArray[np.bool_], equal: NDArray[np.bool_]
+) -> list[tuple[int, int]]:
+    """Namesakes that nothing matches clearly better; then the best assignment of the rest, copies first.
+
+    Gains near 1 are all but copies of one another: equal ones go before them.
+    """
     best = np.maximum(cosines.max(axis=1, keepdims=True), cosines.max(axis=0))
     alike = (cosines >= COPY) | ((best < COPY) & (cosines >= best - NAME_BONUS))
     fixed = np.nonzero(namesake & alike & (cosines >= UNALIGNED))
     pairs = list(zip(fixed[0].tolist(), fixed[1].tolist(), strict=True))
     rows, columns = _free(pairs, cosines.shape)
     rest = np.ix_(rows, columns)
-    more = assign((cosines + (cosines >= COPY) + NAME_BONUS * namesake)[rest])
+    more = assign((cosines + equal + (cosines >= COPY) + NAME_BONUS * namesake)[rest])
     return pairs + [(rows[i], columns[j]) for i, j in zip(*more, strict=True)]
 
 

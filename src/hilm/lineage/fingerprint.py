@@ -15,6 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hilm.lineage import records
+from hilm.lineage.adapter import IS_ADAPTER, low_rank_pairs, sketch_product
 from hilm.lineage.anatomy import Matrix, dissect
 from hilm.lineage.digest import model_digest
 from hilm.lineage.gram import KINDS, fold
@@ -97,6 +98,7 @@ class Fingerprint:
         """A row of the catalog's ``fingerprints`` table, without ``run_id``."""
         position, anchored = self.position_form, self.anchored_form
         flags = _FLAG_F0 | _FLAG_F3 | _FLAG_F4
+        flags |= IS_ADAPTER * ("adapter" in self.options)
         flags |= _FLAG_F1 * bool(self.position.any()) | _FLAG_F2 * (self.kind is not None)
         number = 0 if self.kind is None else KINDS.index(self.kind) + 1
         return {
@@ -192,6 +194,10 @@ class FingerprintPass:
         self._matrices: dict[str, list[Matrix]] = {}
         for matrix in self._anatomy.matrices:
             self._matrices.setdefault(matrix.info.name, []).append(matrix)
+        self._pairs = low_rank_pairs(checkpoint)
+        for info in (tensor for pair in self._pairs for tensor in pair):
+            self._matrices.pop(info.name, None)  # neither factor means anything alone
+        self._options |= {"adapter": 1} if self._pairs else {}
         self._traits = Traits()
         self._current: TensorPass | None = None
 
@@ -221,6 +227,7 @@ class FingerprintPass:
     def finish(self) -> Fingerprint:
         """Put the records together."""
         traits = self._traits
+        self._add_products(traits)
         return Fingerprint(
             name=self._checkpoint.name,
             kind=self._anchors.kind if self._anchors and traits.anchored.any() else None,
@@ -235,6 +242,15 @@ class FingerprintPass:
             options=self._options,
             seconds=time.perf_counter() - self._started,
         )
+
+    def _add_products(self, traits: Traits) -> None:
+        """Sketch what an adapter adds to each matrix, under the digest of its B."""
+        exact = {name: int.from_bytes(digest.exact, "little") for name, digest, _ in traits.digests}
+        for down, up in self._pairs:
+            sketched = sketch_product(self._checkpoint, down, up)
+            if sketched is not None:
+                traits.codes.append((up.name, (exact[up.name], *sketched[0])))
+                traits.position += sketched[1]
 
 
 def _pack_hashes(traits: Traits) -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 
 from hilm.errors import UsageError
 from hilm.lineage import records
+from hilm.lineage.adapter import IS_ADAPTER
 from hilm.lineage.gram import ANCHORS, KINDS
 from hilm.lineage.profile import Profile, find_codebook, find_lattice
 from hilm.lineage.scan import EXHAUSTIVE_ROWS
@@ -43,7 +44,13 @@ JUDGED = 32
 MIN_COMMON = 32
 """Anchors that two models must both have for their Grams to be compared."""
 
-_HAS_SKETCH, _HAS_GRAM = 2, 4
+HAS_SKETCH, HAS_GRAM = 2, 4
+AKIN = 7.0
+"""Standard score of two matrix codes from which the matrices are relatives; strangers reached 4.8."""
+
+COMPARED = 512
+"""Matrices of a model that are compared one by one, at most."""
+
 _PROFILED = 8  # matrices that decide about lattice and codebook
 
 
@@ -69,12 +76,41 @@ class Print:
     def kind(self) -> str | None:
         """Anchor kind of F2."""
         number = self.row["flags"] >> 8 & 0xFF
-        return KINDS[number - 1] if self.row["flags"] & _HAS_GRAM else None
+        return KINDS[number - 1] if self.row["flags"] & HAS_GRAM else None
 
     @cached_property
     def hashes(self) -> NDArray[np.void]:
         """F0: one row per tensor."""
         return records.unpack(b"HLF0", self.row["tensor_hashes"], records.HASHES, 32).rows
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Digest of all values: equal for identical models, 32 bytes."""
+        return records.unpack(b"HLF0", self.row["tensor_hashes"], records.HASHES, 32).head
+
+    @cached_property
+    def rounded(self) -> bytes:
+        """What all models share that agree after rounding to bfloat16."""
+        return np.sort(self.hashes["half"]).tobytes()
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether bfloat16 holds the largest tensor exactly."""
+        largest = self.hashes[int(self.hashes["parameters"].argmax())]
+        made = hashlib.sha256(b"exact-b16|" + int(largest["half"]).to_bytes(8, "little")).digest()[:8]
+        return int.from_bytes(made, "little") == int(largest["exact"])
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is an unmerged adapter."""
+        return bool(self.row["flags"] & IS_ADAPTER)
+
+    @cached_property
+    def matrices(self) -> NDArray[np.void]:
+        """F3: one row per matrix, vocabulary tables left out."""
+        rows = self._codes.rows
+        plain: NDArray[np.void] = rows[rows["flags"] & records.IS_EMBEDDING == 0]
+        return plain
 
     @cached_property
     def _codes(self) -> records.Record:
@@ -88,7 +124,7 @@ class Print:
         position, anchored = head["position"].astype(np.float64), head["anchored"].astype(np.float64)
         return position, anchored, int(head["mask"])
 
-    def side(self, identical: float, rounded: float) -> Side:
+    def side(self, identical: float = 0.0, rounded: float | None = None) -> Side:
         """This model as one side of a comparison."""
         return replace(self._side, identical=identical, rounded=rounded)
 
@@ -100,10 +136,9 @@ class Print:
 
     @cached_property
     def _side(self) -> Side:
-        rows = self._codes.rows
-        plain = rows[rows["flags"] & records.IS_EMBEDDING == 0]
+        plain = self.matrices
         shapes = Counter(zip(plain["rows"].tolist(), plain["columns"].tolist(), strict=True))
-        sides = Counter(side for row in rows for side in {int(row["rows"]), int(row["columns"])})
+        sides = Counter(side for row in self._codes.rows for side in {int(row["rows"]), int(row["columns"])})
         profiles = self._profiles()
         lattice = find_lattice(profiles)
         codebook = find_codebook(profiles) if lattice is None else None
@@ -118,6 +153,7 @@ class Print:
             zeros=_mean(profiles, "zeros"),
             two_of_four=_mean(profiles, "sparse_groups"),
             coverage=self.row["coverage"],
+            repeats=_repeats(plain),
         )
 
     def _profiles(self) -> list[Profile]:
@@ -214,7 +250,7 @@ def _nearness(match: Match) -> tuple[int, bool, float, float, float]:
 def _shortlist(index: ScanIndex, query: Print, method: Method, count: int) -> list[int]:
     """Rows of the largest standard scores among all that the scan could not rule out."""
     position, anchored = query.codes
-    use_sketch = method != "features" and bool(query.row["flags"] & _HAS_SKETCH)
+    use_sketch = method != "features" and bool(query.row["flags"] & HAS_SKETCH)
     use_gram = method != "hierarchical" and query.kind is not None
     if not (use_sketch or use_gram):  # only digests can tell; a larger catalog has no index of them
         return list(range(min(len(index.keys), SHORT_LIST)))
@@ -230,8 +266,8 @@ def weigh(a: Print, b: Print, method: Method = "hybrid") -> Evidence:
     exact, half = _shares(a, b, "exact"), _shares(a, b, "half")
     both = a.row["flags"] & b.row["flags"]
     sketch = gram = None
-    if method != "features" and both & _HAS_SKETCH:
-        sketch = _cosine(a.sums[0], b.sums[0])
+    if method != "features" and both & HAS_SKETCH:
+        sketch = cosine(a.sums[0], b.sums[0])
     if method != "hierarchical" and _have_same_anchors(a, b):
         gram = _gram_cosine(a, b)
     casted = _rounded_side(a, b, exact, half)
@@ -267,7 +303,7 @@ def _gram_cosine(a: Print, b: Print) -> float | None:
         return None
     first, second = np.triu_indices(ANCHORS, 1)
     pairs = common[first] & common[second]
-    return _cosine(a.sums[1][pairs], b.sums[1][pairs])
+    return cosine(a.sums[1][pairs], b.sums[1][pairs])
 
 
 def _shares(a: Print, b: Print, field: str) -> tuple[float, float]:
@@ -284,21 +320,33 @@ def _rounded_side(a: Print, b: Print, exact: tuple[float, float], half: tuple[fl
     if min(half) < 1.0 or min(exact) == 1.0:
         return None
     sides: dict[_Side, Print] = {"a": a, "b": b}
-    rounded = [side for side, model in sides.items() if _is_rounded(model)]
+    rounded = [side for side, model in sides.items() if model.is_rounded]
     return rounded[0] if len(rounded) == 1 else None
 
 
-def _is_rounded(model: Print) -> bool:
-    """Whether the largest tensor is exact in bfloat16: its exact digest is then made from the other."""
-    largest = model.hashes[int(model.hashes["parameters"].argmax())]
-    half = int(largest["half"]).to_bytes(8, "little")
-    made = hashlib.sha256(b"exact-b16|" + half).digest()[:8]
-    return int.from_bytes(made, "little") == int(largest["exact"])
-
-
-def _cosine(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
+def cosine(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
+    """Cosine of two vectors; None if one is zero."""
     norm = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / norm if norm else None
+
+
+def akin(rows: NDArray[np.void], others: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Which of the matrices have a relative of their shape among the others: bool [R, others]."""
+    shapes = [np.stack([r["rows"], r["columns"]]) for r in (rows, others)]
+    found: NDArray[np.bool_] = (shapes[0][:, :, None] == shapes[1][:, None]).all(axis=0)
+    first, second = np.nonzero(found)
+    distance = np.zeros(len(first), np.uint16)
+    for word in range(16):
+        distance += np.bitwise_count(rows["position"][first, word] ^ others["position"][second, word])
+    found[first, second] = 32 * (1 - distance.astype(np.float64) / 512) >= AKIN
+    return found
+
+
+def _repeats(rows: NDArray[np.void]) -> float:
+    """Share of matrices, of at most 512, that have a relative before them."""
+    some = rows[evenly(0, len(rows) - 1, min(COMPARED, len(rows)))] if len(rows) else rows
+    earlier = np.triu(akin(some, some), 1)
+    return float(earlier.any(axis=0).mean()) if len(some) else 0.0
 
 
 def _mean(profiles: list[Profile], field: str) -> float | None:

@@ -41,6 +41,7 @@ PRUNED_EXCESS = 0.10  # how much larger that share must be than the other model'
 STRUCTURED_SHARE = 0.99  # share of groups with two zeros of four from which the pattern is 2:4
 FULL_COVERAGE = 0.9  # share of decoded parameters below which finding nothing is not conclusive
 FROZEN_SHARE = 0.05  # share of equal parameters from which a fine-tune counts as partly frozen
+GRAFT_SHARE = 0.05  # share of a model's parameters in matrices of other shapes that makes them a component
 MAX_ADAPTER_RANK = 256  # largest rank of an update that may be a merged adapter
 
 
@@ -61,6 +62,7 @@ class Side:
         zeros: Share of exact zeros in its matrices.
         two_of_four: Share of aligned groups of four with at least two zeros.
         coverage: Share of its eligible parameters that could be decoded.
+        repeats: Share of its matrices that are much like an earlier one; None when not measured.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Side:
     zeros: float | None = None
     two_of_four: float | None = None
     coverage: float = 1.0
+    repeats: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +227,32 @@ _RULES: tuple[tuple[Relation, Callable[[Evidence, frozenset[str]], bool]], ...] 
 
 
 def _changes(a: Side, b: Side) -> list[str]:
-    """What differs in shape: width, hidden sizes, depth (equal shapes, unequal counts), vocabulary."""
-    shape = "width" if a.width != b.width else "hidden" if set(a.shapes) != set(b.shapes) else "depth"
-    changes = [] if (a.width, a.shapes) == (b.width, b.shapes) else [shape]
+    """What differs in shape: a kind of resizing, or the vocabulary, or both."""
+    changes = [] if (a.width, a.shapes) == (b.width, b.shapes) else [resizing(a, b)]
     return changes + (["vocabulary"] if a.vocabulary != b.vocabulary else [])
+
+
+def resizing(a: Side, b: Side) -> str:
+    """How shapes differ.
+
+    ``graft``: one has all of the other's matrices and a component of other shapes; ``width`` and ``hidden``:
+    other sizes; with equal sizes ``up-scaled`` (layers repeated), ``up-cycled`` (some matrices repeated, as
+    experts are) or ``depth``.
+    """
+    small, large = sorted((a, b), key=lambda s: sum(s.shapes.values()))
+    extra = set(large.shapes) - set(small.shapes)
+    size = sum(rows * columns * n for (rows, columns), n in large.shapes.items())
+    added = sum(rows * columns * large.shapes[rows, columns] for rows, columns in extra)
+    contained = all(large.shapes.get(shape, 0) >= n for shape, n in small.shapes.items())
+    if contained and added >= GRAFT_SHARE * size > 0:
+        return "graft"
+    if a.width != b.width:
+        return "width"
+    if set(a.shapes) != set(b.shapes):
+        return "hidden"
+    if (large.repeats or 0.0) <= (small.repeats or 0.0):
+        return "depth"
+    return "up-scaled" if len({large.shapes[k] / small.shapes[k] for k in small.shapes}) == 1 else "up-cycled"
 
 
 def _details(e: Evidence, scores: list[Score], holding: list[Relation]) -> dict[str, Any]:

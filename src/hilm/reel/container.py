@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from bisect import bisect_right
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from hilm.errors import ChecksumMismatch, HeaderError
+from hilm.errors import ChecksumMismatch, HeaderError, NotAReel
 from hilm.reel.crc32c import crc32c
 from hilm.reel.manifest import parse_manifest
 from hilm.reel.records import RECORD, RECORD_LIMIT, Kind, check_records
@@ -25,16 +27,19 @@ from hilm.reel.sections import (
     ATOM,
     FOOTER_BYTES,
     HEADER_BYTES,
+    TAIL,
     Tail,
     check_place,
     find_sections,
     front_crc32c,
 )
 from hilm.weights.byte_source import FileSource
+from hilm.weights.folder import is_remote
+from hilm.weights.places import open_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+    from os import PathLike
     from types import TracebackType
 
     from hilm.reel.records import Claim, Index
@@ -77,9 +82,20 @@ class ReelFile:
         self._claims: list[Claim] = check_records(self.manifest, self.index)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open a local file."""
-        source = FileSource.open(path)
+    def open(cls, place: str | PathLike[str]) -> Self:
+        """Open a file, or by ranges what is behind an http or https URL.
+
+        Raises:
+            NotAReel: There is no such file; further errors as the class.
+            NetworkError: The server does not answer, or sends whole files only.
+        """
+        source: ByteSource
+        if is_remote(text := os.fspath(place)):
+            source = open_url(text, tail=TAIL)
+        elif Path(place).is_file():
+            source = FileSource.open(Path(place))
+        else:
+            raise NotAReel(f"{text} is not a file", hint="name the reel itself, such as model.reel.mp4")
         with contextlib.ExitStack() as undo:
             undo.callback(source.close)
             reel = cls(source)
@@ -96,6 +112,11 @@ class ReelFile:
         if self._front_is_damaged():
             raise ChecksumMismatch("the front video is damaged")
         return self._source.read(0, self._origin - ATOM.size)
+
+    @property
+    def traffic(self) -> dict[str, int | None]:
+        """``requests`` and ``fetched`` (bytes) so far; None for a local file."""
+        return {figure: getattr(self._source, figure, None) for figure in ("requests", "fetched")}
 
     def record(self, number: int) -> bytes:
         """Return the bytes of one record.
@@ -122,6 +143,7 @@ class ReelFile:
 
         Atom headers, section headers and footers were checked when the file was opened.
         """
+        self._source.expect([(0, self._origin + self._sections[0].index)])
         if self._front_is_damaged():
             yield "front"
         for generation, section in enumerate(self._sections, 1):

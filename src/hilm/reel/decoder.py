@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from hilm.errors import ChecksumMismatch, NotAReel, StorageError, UsageError
+from hilm.errors import ChecksumMismatch, StorageError, UsageError
 from hilm.reel.container import ReelFile
 from hilm.reel.delta_base import BaseTensor
 from hilm.reel.layout import coded_view
 from hilm.reel.manifest import ROUNDING_CODERS
 from hilm.reel.records import count_sample_records
+from hilm.reel.rows import read_rows
 from hilm.reel.slab import decode_slab
 from hilm.weights.dtypes import DTYPES, decode
 
@@ -45,17 +46,17 @@ class Reel:
         self._threads = threads or os.cpu_count() or 1
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open a local reel.
+    def open(cls, place: str | os.PathLike[str]) -> Self:
+        """Open a local reel, or one behind an http or https URL.
 
         Raises:
             NotAReel: There is something else, or nothing.
             HeaderError: The file contradicts itself.
             VerificationError: It is damaged or cut off.
+            NetworkError: It is remote, and cannot be read by ranges.
         """
-        if not Path(path).is_file():
-            raise NotAReel(f"{path} is not a file", hint="name the reel itself, such as model.reel.mp4")
-        return cls(ReelFile.open(Path(path)), name=Path(path).name.removesuffix(".mp4").removesuffix(".reel"))
+        name = Path(place).name.removesuffix(".mp4").removesuffix(".reel")
+        return cls(ReelFile.open(place), name=name)
 
     def __enter__(self) -> Self:
         return self
@@ -97,26 +98,33 @@ class Reel:
         """Frames of a reel of samples."""
         return [s for s in self.file.manifest.get("samples", []) if not s["deleted"]]
 
-    def words(self, name: str) -> NDArray[np.uint8]:
+    def words(self, name: str, rows: tuple[int, int] | None = None) -> NDArray[np.uint8]:
         """Stored little-endian bytes of one tensor, checked against its SHA-256.
 
+        Args:
+            name: The tensor.
+            rows: First and last-plus-one row along its first axis, as :func:`read_rows` reads them.
+
         Raises:
-            UsageError: There is no such tensor.
+            UsageError: There is no such tensor, or it has no such rows.
             ChecksumMismatch: The bytes are not those that were encoded.
         """
-        out, position = np.empty(self._entry(name)["nbytes"], np.uint8), 0
+        if rows is not None:
+            return read_rows(self, name, *rows)
+        out, position = np.empty(self.entry(name)["nbytes"], np.uint8), 0
         for piece in self.pieces(name):
             out[position : position + len(piece)] = piece
             position += len(piece)
         return out
 
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        """One tensor as float32 in its own shape (complex: with a trailing axis of 2)."""
-        entry = self._entry(name)
-        dtype, words = DTYPES[entry["dtype"]], self.words(name)
+    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """One tensor, or rows of it, as float32 in its own shape (complex: with a trailing axis of 2)."""
+        shape = self.entry(name)["shape"]
+        dtype, words = DTYPES[self.entry(name)["dtype"]], self.words(name, rows)
         out = np.empty(dtype.count(len(words)), np.float32)
         decode(dtype, words, out)
-        return out.reshape([*entry["shape"], 2] if dtype.values > 1 else entry["shape"])
+        shape = shape if rows is None else [rows[1] - rows[0], *shape[1:]]
+        return out.reshape([*shape, 2] if dtype.values > 1 else shape)
 
     def sample_values(self, sample: Sample) -> NDArray[np.float32]:
         """The exact values of one frame of samples, float32."""
@@ -124,7 +132,8 @@ class Reel:
         head, *chunks = self.file.records(sample["record"], count)
         return decode_slab(head, chunks, DTYPES["F32"], 1, sample["fill"]).view("<f4")
 
-    def _entry(self, name: str) -> Tensor:
+    def entry(self, name: str) -> Tensor:
+        """What the manifest says of a tensor; of an alias, what it says of its owner."""
         if name not in self.tensors:
             raise UsageError(f"the reel has no tensor {name!r}", hint="hilm show lists what is in it")
         entry = self.tensors[name]
@@ -139,23 +148,37 @@ class Reel:
             UsageError: It is a difference, and the reel has no base to stand on.
             BaseMismatch: The base is not the one the difference was made against.
         """
-        entry = self._entry(name)
-        expected = self.pinned["tensors"].get(entry["name"]) if self.pinned else None
-        if expected is None:
+        entry, expected, base = self.entry(name), self.base_sha256(name), self.base_tensor(name)
+        if expected is None or base is None:
             yield from self._decode(entry, None)
             return
-        if self._base is None:
-            raise UsageError(
-                f"{self.name} is a delta, and its base is not there",
-                hint="name the base it was made against: --base MODEL",
-            )
-        base = BaseTensor(self._base, entry["name"], entry["dtype"], entry["shape"])
         try:
             yield from self._decode(entry, base)
         except ChecksumMismatch:
             base.check(expected)
             raise
         base.check(expected)
+
+    def base_tensor(self, name: str) -> BaseTensor | None:
+        """What a tensor is a difference from, to be read in order; None if it is none.
+
+        Raises:
+            UsageError: The reel has no base to stand on.
+            BaseMismatch: The base has no such tensor.
+        """
+        if self.base_sha256(name) is None:
+            return None
+        if self._base is None:
+            raise UsageError(
+                f"{self.name} is a delta, and its base is not there",
+                hint="name the base it was made against: --base MODEL",
+            )
+        entry = self.entry(name)
+        return BaseTensor(self._base, entry["name"], entry["dtype"], entry["shape"])
+
+    def base_sha256(self, name: str) -> str | None:
+        """SHA-256 of the tensor that this one is a difference from; None if it is none."""
+        return self.pinned["tensors"].get(self.entry(name)["name"]) if self.pinned else None
 
     def _decode(self, entry: Tensor, base: BaseTensor | None) -> Iterator[NDArray[np.uint8]]:
         dtype, digest = DTYPES[entry["dtype"]], hashlib.sha256()

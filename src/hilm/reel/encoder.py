@@ -14,15 +14,23 @@ from hilm.errors import UnsupportedFormat
 from hilm.reel.distortion import Distortion, mean_error
 from hilm.reel.front import draw_front
 from hilm.reel.head import Coder
+from hilm.reel.journal import find_front
 from hilm.reel.layout import SLAB_ELEMENTS, chunk_lengths, coded_view, cut_slabs
-from hilm.reel.manifest import CODING, DELTA_CODERS, EXACT_CODERS, ROUNDING_CODERS, tensor_digest
+from hilm.reel.manifest import (
+    CODING,
+    DELTA_CODERS,
+    EXACT_CODERS,
+    ROUNDING_CODERS,
+    canonical_json,
+    tensor_digest,
+)
 from hilm.reel.quantizer import LAMBDA
 from hilm.reel.rate import find_quantizer
 from hilm.reel.records import RECORD, Kind
 from hilm.reel.sections import EMPTY_FRONT
-from hilm.reel.slab import encode_slab
+from hilm.reel.slab import encode_slab, recall_slab
 from hilm.reel.source_files import store_side_files, store_weight_files
-from hilm.reel.writer import ReelFacts, ReelWriter
+from hilm.reel.writer import ReelFacts, ReelWriter, part_of
 from hilm.weights.content import ContentDigest, content_key
 from hilm.weights.dtypes import DTYPES
 
@@ -57,6 +65,7 @@ class EncodeReport:
         nmse: Mean normalised squared error of the rounded tensors; 0 if there are none.
         unpaired: Tensors of a delta that the base does not have.
         energy_lost: Share of the energy of the differences that rounding them lost.
+        resumed: Slabs that an interrupted run had written already.
     """
 
     reel: ReelFacts
@@ -67,6 +76,7 @@ class EncodeReport:
     nmse: float = 0.0
     unpaired: tuple[str, ...] = ()
     energy_lost: float = 0.0
+    resumed: int = 0
 
 
 def encode_archive(
@@ -168,8 +178,14 @@ def write_reel(
         base: The front shows differences from it.
         pin: Describes the base in the manifest, given the entries of all tensors.
     """
-    video, front = draw_front(checkpoint, base) if preview and checkpoint.tensors else (EMPTY_FRONT, None)
-    with ReelWriter(out, video) as writer:
+    settings = {"tile": 512, "slab_elements": SLAB_ELEMENTS} | settings
+    # A base is read in step with the slabs that are coded, so that none can be skipped.
+    key = "" if pin else _key(checkpoint, mode, settings, preview)
+    drawn = find_front(part_of(out), key) if key else None
+    if drawn is None:
+        drawn = draw_front(checkpoint, base) if preview and checkpoint.tensors else (EMPTY_FRONT, None)
+    video, front = drawn
+    with ReelWriter(out, video, key=key, described=front) as writer:
         content = ContentDigest(checkpoint)
         decoded = ContentDigest(checkpoint) if "st" in settings else None
         slabs = _SlabSink(writer, choose, decoded, threads or os.cpu_count() or 1)
@@ -180,7 +196,7 @@ def write_reel(
         files = store_weight_files(checkpoint, digests, decoded.digests() if decoded else digests, writer)
         files += store_side_files(checkpoint, writer)
         checkpoint.check_unchanged()
-        manifest = new_manifest(mode, {"tile": 512, "slab_elements": SLAB_ELEMENTS} | settings, front)
+        manifest = new_manifest(mode, settings, front)
         manifest["source"] = {
             "digest": tensor_digest(
                 (t["name"], t["dtype"], t["shape"], t.get("sha256_source", t["sha256"])) for t in tensors
@@ -195,7 +211,18 @@ def write_reel(
         if (nmse := mean_error(tensors)) is not None:
             manifest["totals"]["nmse"] = nmse
         facts = writer.finish(manifest)
-    return EncodeReport(facts, mode, weights, len(front["frames"]) if front else 0, digests, nmse or 0.0)
+        resumed = writer.resumed
+    frames = len(front["frames"]) if front else 0
+    return EncodeReport(facts, mode, weights, frames, digests, nmse or 0.0, resumed=resumed)
+
+
+def _key(checkpoint: Checkpoint, *settings: object) -> str:
+    """Hash of everything the bytes of a reel depend on."""
+    return hashlib.sha256(canonical_json([checkpoint.state.hex(), _writers(), *settings])).hexdigest()
+
+
+def _writers() -> dict[str, str]:
+    return {name: version(name) for name in ("hilm", "numpy", "numba", "av")}
 
 
 def new_manifest(mode: str, settings: dict[str, Any], front: Front | None) -> Manifest:
@@ -206,7 +233,7 @@ def new_manifest(mode: str, settings: dict[str, Any], front: Front | None) -> Ma
         "mode": mode,
         "carrier": "packed",
         "generation": 1,
-        "writer": {name: version(name) for name in ("hilm", "numpy", "numba", "av")},
+        "writer": _writers(),
         "settings": settings,
         "coding": CODING,
         "source": None,
@@ -287,12 +314,17 @@ class _SlabSink:
 
     def _flush(self, info: TensorInfo, slab: Slab) -> None:
         words, entry, dtype = self._buffer[: self._fill], self._entry, DTYPES[info.dtype]
-        coded = encode_slab(
-            words, dtype, slab.rows, slab.columns, planner=self._planner, threads=self._threads
-        )
-        first = self._writer.add_record(Kind.HEAD, coded.head, 0)
-        for chunk, elements in zip(coded.chunks, chunk_lengths(slab.elements), strict=False):
-            self._writer.add_record(Kind.DATA, chunk, elements)
+        first, written = self._writer.count, self._writer.replay()
+        if written is not None:
+            coded = recall_slab(written, dtype, slab.rows, slab.columns, threads=self._threads)
+        else:
+            coded = encode_slab(
+                words, dtype, slab.rows, slab.columns, planner=self._planner, threads=self._threads
+            )
+            self._writer.add_record(Kind.HEAD, coded.head, 0)
+            for chunk, elements in zip(coded.chunks, chunk_lengths(slab.elements), strict=False):
+                self._writer.add_record(Kind.DATA, chunk, elements)
+            self._writer.end_slab(first)
         records = 1 + len(coded.chunks)
         entry["slabs"].append([slab.begin, slab.end, first, records])
         entry["coder"] = min(
@@ -302,7 +334,8 @@ class _SlabSink:
         back = words if coded.decoded is None else coded.decoded
         self._sha256.update(back.data)
         if self._decoded is not None:
-            self._distortion.add(back, words, dtype)
+            if self._planner is not None:  # what is kept may be no weights at all
+                self._distortion.add(back, words, dtype)
             self._decoded.add(info, self._offset, back)
         self._offset += self._fill
         self._fill = 0

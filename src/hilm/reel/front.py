@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hilm.reel.crc32c import crc32c
-from hilm.reel.pictures import draw_checkpoint
+from hilm.reel.pictures import drawables
 from hilm.reel.video import PIXEL_FORMAT, decode_preview, encode_preview
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ def _draw_tensors(
     checkpoint: Checkpoint, base: Base | None, shown: list[Frame]
 ) -> Iterator[NDArray[np.uint8]]:
     """Pixels of every tensor's frame; what the manifest needs to know of it is added to ``shown``."""
-    for info, frame, sampled in draw_checkpoint(checkpoint, base):
-        shown.append({"tensor": info.name, "scale": frame.scale, "sampled": sampled})
+    for tensor in drawables(checkpoint, base=base):
+        frame = tensor.draw()
+        shown.append({"tensor": tensor.name, "scale": frame.scale, "sampled": tensor.sampled})
         yield frame.pixels
 
 

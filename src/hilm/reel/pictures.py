@@ -1,13 +1,15 @@
-"""Draw a whole checkpoint, one frame per tensor."""
+"""The values of a checkpoint or reel that its pictures show, tensor by tensor."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hilm.reel.decoder import Reel
 from hilm.reel.preview import Frame, Sampler, draw_tensor
-from hilm.weights.dtypes import decode
+from hilm.weights.dtypes import DTYPES, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,15 +21,45 @@ if TYPE_CHECKING:
     from hilm.weights.tensor import TensorInfo
 
 
-def draw_checkpoint(
-    checkpoint: Checkpoint, base: Base | None = None
-) -> Iterator[tuple[TensorInfo, Frame, bool]]:
-    """Yield every stored tensor with its frame, in checkpoint order; the flag says that it was sampled.
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawable:
+    """What is drawn of one tensor.
 
-    Values that cannot be decoded are drawn as the bytes they share. Of tensors that a base has too, the
-    difference is drawn.
+    Attributes:
+        name: Of the tensor.
+        dtype: Stored dtype.
+        shape: Stored shape.
+        values: float32, at most 512² of them; what cannot be decoded is drawn as the bytes it shares.
+        sampled: Whether some values are left out.
     """
-    for block in checkpoint.blocks(stored=True):
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    values: NDArray[np.float32]
+    sampled: bool
+
+    def draw(self) -> Frame:
+        """Draw it, at its own scale."""
+        return draw_tensor(
+            self.values, name=self.name, dtype=self.dtype, shape=self.shape, sampled=self.sampled
+        )
+
+
+def drawables(
+    source: Checkpoint | Reel, names: frozenset[str] | None = None, base: Base | None = None
+) -> Iterator[Drawable]:
+    """Yield every stored tensor, or the ones named, in the order of the source.
+
+    Of a checkpoint's tensors that a base has too, the difference is drawn.
+    """
+    return _of_reel(source, names) if isinstance(source, Reel) else _of_checkpoint(source, names, base)
+
+
+def _of_checkpoint(
+    checkpoint: Checkpoint, names: frozenset[str] | None, base: Base | None
+) -> Iterator[Drawable]:
+    for block in checkpoint.blocks(names, stored=True):
         info = block.info
         packed = info.type.kind == "packed"
         if block.first:
@@ -42,10 +74,7 @@ def draw_checkpoint(
                 with np.errstate(invalid="ignore"):  # signalling NaNs, and differences of infinities
                     sampler.values -= _sample_base(base, info)
                 dtype = f"{dtype} minus base"
-            frame = draw_tensor(
-                sampler.values, name=info.name, dtype=dtype, shape=info.shape, sampled=sampler.sampled
-            )
-            yield info, frame, sampler.sampled
+            yield Drawable(info.name, dtype, info.shape, sampler.values, sampler.sampled)
 
 
 def _sample_base(base: Base, info: TensorInfo) -> NDArray[np.float32]:
@@ -57,3 +86,20 @@ def _sample_base(base: Base, info: TensorInfo) -> NDArray[np.float32]:
         sampler.add(position, values)
         position += values.size
     return sampler.values
+
+
+def _of_reel(reel: Reel, names: frozenset[str] | None) -> Iterator[Drawable]:
+    for name, entry in reel.tensors.items():
+        if entry.get("alias_of") is not None or (names is not None and name not in names):
+            continue
+        dtype, start = DTYPES[entry["dtype"]], 0
+        packed = dtype.kind == "packed"
+        sampler = Sampler(entry["nbytes"] if packed else dtype.count(entry["nbytes"]))
+        # Slabs cut through quantised blocks.
+        for words in reel.pieces(name) if dtype.block == 1 else [reel.words(name)]:
+            values = words.astype(np.float32) if packed else np.empty(dtype.count(len(words)), np.float32)
+            if not packed:
+                decode(dtype, words, values)
+            sampler.add(start, values)
+            start += len(values)
+        yield Drawable(name, entry["dtype"], tuple(entry["shape"]), sampler.values, sampler.sampled)

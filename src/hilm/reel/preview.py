@@ -109,7 +109,23 @@ def draw_tensor(
         UsageError: There are more than 512² values.
     """
     extent = "x".join(map(str, shape)) or "scalar"
-    return _draw(values, order_for(values.size), SIDE, name, f"{dtype} {extent}{'  sampled' * sampled}")
+    return _draw(values, order_for(values.size), SIDE, (name,), f"{dtype} {extent}{'  sampled' * sampled}")
+
+
+def draw_state(values: NDArray[np.float32], *, title: str, name: str, facts: str, scale: float) -> Frame:
+    """Draw one state of a tensor as :func:`draw_tensor` does, at a scale it shares with the other states.
+
+    Args:
+        values: float32, at most 512² of them.
+        title: First line of the caption.
+        name: Second line.
+        facts: Begin of the third, which ends with sigma.
+        scale: s, in weight units.
+
+    Raises:
+        UsageError: There are more than 512² values.
+    """
+    return _draw(values, order_for(values.size), SIDE, (title, name), facts, scale)
 
 
 def draw_sample(values: NDArray[np.float32], *, name: str, side: int | None = None) -> Frame:
@@ -127,13 +143,21 @@ def draw_sample(values: NDArray[np.float32], *, name: str, side: int | None = No
         side = 1 << max(1, order_for(values.size))
     if side not in SAMPLE_SIDES:
         raise UsageError(f"{values.size} values in a frame of side {side}", hint="sides are 2, 4, … 2048")
-    return _draw(values, side.bit_length() - 1, side, name, f"{values.size} values")
+    return _draw(values, side.bit_length() - 1, side, (name,), f"{values.size} values")
 
 
-def _draw(values: NDArray[np.float32], order: int, side: int, name: str, facts: str) -> Frame:
+def _draw(
+    values: NDArray[np.float32],
+    order: int,
+    side: int,
+    names: tuple[str, ...],
+    facts: str,
+    scale: float | None = None,
+) -> Frame:
     if values.size > side * side:
         raise UsageError(f"{values.size} values for a picture of {side} x {side}", hint="sample them first")
-    sigma, scale = _measure(values)
+    sigma, own = measure(values)
+    scale = own if scale is None else scale
     drawn = np.full(4**order, ZERO, np.uint8)
     drawn[cells(order)[: values.size]] = _greys(values, scale)
     strip = side // 8 if side >= 8 * (GLYPH_ROWS + 1) else 0
@@ -141,11 +165,11 @@ def _draw(values: NDArray[np.float32], order: int, side: int, name: str, facts: 
     cell = side >> order
     grid = pixels[:side].reshape(1 << order, cell, 1 << order, cell)
     grid[...] = drawn.reshape(1 << order, 1, 1 << order, 1)
-    _write_caption(pixels[side:], name, f"{facts}  {SIGMA} {sigma:.3g}")
+    _write_caption(pixels[side:], names, f"{facts}  {SIGMA} {sigma:.3g}")
     return Frame(pixels, scale, sigma)
 
 
-def _measure(values: NDArray[np.float32]) -> tuple[float, float]:
+def measure(values: NDArray[np.float32]) -> tuple[float, float]:
     """Return sigma and s; s is exactly 2^k times larger for values 2^k times larger, as a tie goes up."""
     finite = values[np.isfinite(values)].astype(np.float64)
     power = float(np.square(finite).mean()) if finite.size else 0.0
@@ -163,14 +187,15 @@ def _greys(values: NDArray[np.float32], scale: float) -> NDArray[np.uint8]:
     return greys.astype(np.uint8)
 
 
-def _write_caption(strip: NDArray[np.uint8], name: str, facts: str) -> None:
-    """Write name and facts on as many lines as there is room for: three from 256 pixels width on."""
+def _write_caption(strip: NDArray[np.uint8], names: tuple[str, ...], facts: str) -> None:
+    """Write names and facts on as many lines as there is room for: three from 256 pixels width on."""
     rows, width = strip.shape
     unit = max(1, width // 256)
     columns = width // (unit * (GLYPH_COLUMNS + 1))
     room = (rows // unit + LINE_ROWS - GLYPH_ROWS) // LINE_ROWS
     top = (rows // unit - room * LINE_ROWS + LINE_ROWS - GLYPH_ROWS) // 2
-    for number, line in enumerate([*_fold(name, columns, room - 1), facts[:columns]][:room]):
+    named = [line for name in names for line in _fold(name, columns, (room - 1) // len(names))]
+    for number, line in enumerate([*named, facts[:columns]][:room]):
         codes = [95 if char == SIGMA else ord(char) - 32 if " " <= char <= "~" else 31 for char in line]
         glyphs = np.pad(_FONT[codes], ((0, 0), (0, 0), (0, 1)))
         row_of_glyphs = glyphs.transpose(1, 0, 2).reshape(GLYPH_ROWS, len(line) * (GLYPH_COLUMNS + 1))

@@ -32,7 +32,8 @@ FOOTER_BYTES = FOOTER.size + _CRC.size
 _INDEX_LIMIT = 256 << 20
 _ATOM_LIMIT = 1 << 16
 _ATOM_MINIMUM = 8
-_TAIL = 64 << 10
+TAIL: Final = 64 << 10
+"""Bytes at the end of a file that are read first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Tail:
 
     def __init__(self, source: ByteSource) -> None:
         self._source, self.size = source, source.size
-        self._start = max(source.size - _TAIL, 0)
+        self._start = max(source.size - TAIL, 0)
         self._bytes = source.read(self._start, source.size)
 
     def read(self, start: int, stop: int) -> bytes:

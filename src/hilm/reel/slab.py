@@ -131,11 +131,7 @@ def decode_slab(
         UnsupportedVersion: The head names a coder this version does not know.
     """
     view = word_view(dtype, rows, columns)
-    parsed, ranges = parse_head(head, view), view.ranges()
-    if parsed.coder in DIFFERENCES and base is None:
-        raise ChecksumMismatch("slab of differences in a tensor that has no base")
-    if parsed.coder in ROUNDING and not rounded:
-        raise ChecksumMismatch("rounded weights where every bit was to be kept")
+    parsed, ranges = read_head(head, view, has_base=base is not None, rounded=rounded), view.ranges()
     if len(chunks) != (0 if parsed.coder in _CHUNKLESS else len(ranges)):
         raise ChecksumMismatch(f"slab of {view.size} words has {len(chunks)} chunks")
     decode = _DECODERS[parsed.coder](parsed)
@@ -151,11 +147,37 @@ def decode_slab(
     return out.view(np.uint8)
 
 
+def read_head(head: bytes, view: WordView, *, has_base: bool, rounded: bool) -> SlabHead:
+    """Parse the head of a slab that may use only what its tensor says.
+
+    Raises:
+        ChecksumMismatch: The head is malformed, or of a coder that such a tensor does not have.
+        UnsupportedVersion: The head names a coder this version does not know.
+    """
+    parsed = parse_head(head, view)
+    if parsed.coder in DIFFERENCES and not has_base:
+        raise ChecksumMismatch("slab of differences in a tensor that has no base")
+    if parsed.coder in ROUNDING and not rounded:
+        raise ChecksumMismatch("rounded weights where every bit was to be kept")
+    return parsed
+
+
+def recall_slab(
+    records: Sequence[bytes], dtype: DType, rows: int, columns: int, *, threads: int = 1
+) -> EncodedSlab:
+    """What `encode_slab` once made of a slab, from its head and chunks."""
+    head, *chunks = records
+    if head[0] not in ROUNDING:
+        return EncodedSlab(head, chunks)
+    decoded = decode_slab(head, chunks, dtype, rows, columns, rounded=True, threads=threads)
+    return EncodedSlab(head, chunks, decoded)
+
+
 def decode_chunk(head: SlabHead, index: int, chunk: bytes) -> NDArray[np.uint8]:
     """Decode the chunk number ``index`` of a slab alone: the stored bytes of its words.
 
     Args:
-        head: Result of `hilm.reel.head.parse_head`.
+        head: Result of `read_head`, of a tensor without a base.
         index: Which 262,144 words of the slab.
         chunk: The chunk; empty for a slab whose words are all equal.
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PIXEL_FORMAT = "yuv420p"
 FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
+BT709 = 1  # FFmpeg's number of these primaries, transfer curve and matrix
 NO_COLOUR = 128
 # Tried in turn until the file fits its budget: (CRF, step); higher CRF is coarser, step 2 halves both sides.
 LADDER = ((32, 1), (48, 1), (48, 2))
@@ -39,6 +40,7 @@ def encode_preview(
     fps: int = 5,
     chapters: Sequence[tuple[str, int]] | None = None,
     budget_bytes: int | None = None,
+    comment: str = "",
 ) -> bytes:
     """Encode frames, one at a time, into an MP4 file.
 
@@ -50,13 +52,14 @@ def encode_preview(
         fps: Frames per second.
         chapters: Title and first frame of each chapter, in increasing order.
         budget_bytes: Wanted size of the file; by default the first attempt is good.
+        comment: What the file's metadata says of it.
 
     Raises:
         UsageError: There are no frames, sizes are odd or differ, or chapters are not in order.
         EncoderError: The encoder or the file system failed.
     """
     for crf, step in LADDER:
-        video = _encode(frames, crf, step, fps, chapters or ())
+        video = _encode(frames, crf, step, fps, chapters or (), comment)
         if budget_bytes is None or len(video) <= budget_bytes:
             break
         frames = decode_preview(video)
@@ -82,7 +85,12 @@ def decode_preview(video: bytes) -> Iterator[NDArray[np.uint8]]:
 
 
 def _encode(
-    frames: Iterable[NDArray[np.uint8]], crf: int, step: int, fps: int, chapters: Sequence[tuple[str, int]]
+    frames: Iterable[NDArray[np.uint8]],
+    crf: int,
+    step: int,
+    fps: int,
+    chapters: Sequence[tuple[str, int]],
+    comment: str,
 ) -> bytes:
     with (
         TemporaryDirectory() as folder
@@ -90,6 +98,7 @@ def _encode(
         path = Path(folder) / "preview.mp4"
         try:
             with av.open(path, "w", options=_MUXER) as container:
+                container.metadata.update({"comment": comment} if comment else {})
                 count = _write_frames(container, frames, crf, step, fps)
                 container.set_chapters(_chapter_table(chapters, count, fps))
         except av.FFmpegError as error:
@@ -124,13 +133,15 @@ def _add_stream(container: Any, shape: tuple[int, ...], crf: int, step: int, fps
     stream.width, stream.height, stream.pix_fmt = columns // step, rows // step, PIXEL_FORMAT
     context = stream.codec_context
     context.color_range, context.gop_size, context.thread_count = FULL_RANGE, 1, 1
+    # Browsers heed the range only where the rest of the colours is named too.
+    context.color_primaries = context.color_trc = context.colorspace = BT709
     return stream
 
 
 def _picture(pixels: NDArray[np.uint8], index: int) -> av.VideoFrame:
     rows, columns = pixels.shape
     picture = av.VideoFrame(columns, rows, PIXEL_FORMAT)
-    picture.pts, picture.color_range = index, FULL_RANGE
+    picture.pts, picture.color_range, picture.colorspace = index, FULL_RANGE, BT709
     for plane in picture.planes:
         np.frombuffer(plane, np.uint8)[:] = NO_COLOUR
     _luma(picture)[:] = pixels

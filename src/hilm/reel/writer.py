@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from hilm.errors import HeaderError, StorageError
+from hilm.errors import HeaderError, InputError, SourceChanged, StorageError
 from hilm.reel.crc32c import crc32c
+from hilm.reel.journal import Journal
 from hilm.reel.manifest import canonical_json, check_manifest
 from hilm.reel.records import RECORD, RECORD_LIMIT, check_records
 from hilm.reel.sections import (
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from hilm.reel.crc32c import Bytes
     from hilm.reel.records import Kind
-    from hilm.reel.schema import Manifest, Totals
+    from hilm.reel.schema import Front, Manifest, Totals
 
 _ENTRY = struct.Struct("<QIIBBHI")  # one RECORD
 
@@ -67,29 +68,86 @@ class ReelWriter:
     """Write a reel; it appears under its name complete, or not at all.
 
     Everything goes to ``<out>.part``, which one writer at a time may hold. Leaving the ``with`` block
-    before :meth:`finish` has succeeded removes it.
+    before :meth:`finish` has succeeded removes it, unless a journal was begun, by which the next run goes on.
 
     Args:
         out: Name of the reel; an older file of that name is replaced by :meth:`finish`.
         front: A complete MP4, written first.
+        key: Hash of everything the bytes of the reel depend on. With it, a journal is kept.
+        described: What the manifest will say of the front; the journal remembers it.
+
+    Attributes:
+        resumed: Slabs taken over from an interrupted run.
 
     Raises:
         StorageError: Another writer is at work on ``out``, or the operating system refuses.
     """
 
-    def __init__(self, out: Path, front: bytes = EMPTY_FRONT) -> None:
-        self.out = out
+    def __init__(
+        self, out: Path, front: bytes = EMPTY_FRONT, *, key: str = "", described: Front | None = None
+    ) -> None:
+        self.out, self.resumed, self._part = out, 0, part_of(out)
         self.front_size, self.front_crc32c = len(front), crc32c(front)
-        self._part = out.with_name(out.name + ".part")
         self._entries = bytearray()
         self._position = HEADER_BYTES
-        header = sealed(HEADER.pack(b"HILMREEL", 1, 0, 0, 1, 0))
+        self._replaying, self._journal = bool(key), None
+        head = front + ATOM.pack(1, b"uuid", 0, UUID) + sealed(HEADER.pack(b"HILMREEL", 1, 0, 0, 1, 0))
         with self._storage():
-            self._descriptor = _claim(self._part)
-        with contextlib.ExitStack() as undo:
+            self._descriptor = _claim(self._part, keep=self._replaying)
+        with contextlib.ExitStack() as undo, self._storage():
             undo.callback(self.close)
-            self._write(front + ATOM.pack(1, b"uuid", 0, UUID) + header)
+            self._journal = Journal(self._part, key, described) if key else None
+            found = bytearray(os.pread(self._descriptor, len(head), 0))
+            found[len(front) + 8 : len(front) + 16] = bytes(8)  # the atom's size, which finish fills in
+            if found != head:
+                os.ftruncate(self._descriptor, 0)
+                self._write(head)
+                self._end_replay()
             undo.pop_all()
+
+    def replay(self) -> list[bytes] | None:
+        """The records of the next slab where an interrupted run has written it; the index takes them up."""
+        slabs = self._journal.slabs if self._journal else []
+        if not self._replaying or self.resumed == len(slabs):
+            return None
+        found, position = [], self._position
+        for offset, size, checksum, *_ in _ENTRY.iter_unpack(slabs[self.resumed]):
+            with self._storage():
+                data = os.pread(self._descriptor, size, self.front_size + ATOM.size + offset)
+            if offset != position or crc32c(data) != checksum:
+                return None
+            found.append(data)
+            position += size
+        self._entries += slabs[self.resumed]
+        self._position = position
+        self.resumed += 1
+        return found
+
+    def _end_replay(self) -> None:
+        """Cut off what an interrupted run has written beyond the slabs taken over."""
+        if self._replaying and self._journal:
+            with self._storage():
+                os.ftruncate(self._descriptor, self.front_size + ATOM.size + self._position)
+                os.lseek(self._descriptor, 0, os.SEEK_END)
+                self._journal.keep(self.resumed)
+        self._replaying = False
+
+    def end_slab(self, first: int) -> None:
+        """Take note that a slab is complete, from the record ``first`` on."""
+        entries = bytes(self._entries[first * RECORD.itemsize :])
+        if self._journal and self._journal.note(entries, self._position):
+            self._sync()
+
+    def _sync(self) -> None:
+        if self._journal:
+            with self._storage():
+                os.fsync(self._descriptor)
+                self._journal.write()
+
+    @property
+    def count(self) -> int:
+        """Records so far."""
+        return len(self._entries) // RECORD.itemsize
 
     def add_record(self, kind: Kind, data: Bytes, elements: int) -> int:
         """Append one record and return its number.
@@ -106,10 +164,11 @@ class ReelWriter:
         size = memoryview(data).nbytes
         if not 0 < size <= RECORD_LIMIT:
             raise HeaderError("size", f"a record of {size:,} bytes")
+        self._end_replay()
         self._write(data)
         self._entries += _ENTRY.pack(self._position, size, crc32c(data), kind, 0, 0, elements)
         self._position += size
-        return len(self._entries) // RECORD.itemsize - 1
+        return self.count - 1
 
     def finish(self, manifest: Manifest) -> ReelFacts:
         """Write index, manifest and footer, and give the file its name.
@@ -122,6 +181,7 @@ class ReelWriter:
             HeaderError: The manifest breaks a rule, or does not fit the records.
             StorageError: The operating system refuses.
         """
+        self._end_replay()
         end = self._position + len(self._entries)
         raw = _settle_totals(check_manifest(manifest), ATOM.size + end + FOOTER_BYTES)
         index = np.frombuffer(self._entries, RECORD)
@@ -156,6 +216,8 @@ class ReelWriter:
         self._part.replace(self.out)
         os.close(self._descriptor)
         self._descriptor = -1  # from here on .part is another writer's
+        if self._journal:
+            self._journal.remove()
         folder = os.open(self.out.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -179,10 +241,16 @@ class ReelWriter:
             hint = "free some space and run the command again" if error.errno == errno.ENOSPC else ""
             raise StorageError(f"cannot write {self.out}: {error.strerror}", hint=hint) from error
 
-    def close(self) -> None:
-        """Remove what was written, unless it is finished."""
+    def close(self, *, keep: bool = True) -> None:
+        """Remove what was written, unless it is finished, or may be kept and has a journal."""
         if self._descriptor >= 0:
-            self._part.unlink(missing_ok=True)
+            if keep and self._journal and self._journal.started:
+                with contextlib.suppress(StorageError):
+                    self._sync()
+            else:
+                self._part.unlink(missing_ok=True)
+                if self._journal:
+                    self._journal.remove()
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -192,7 +260,12 @@ class ReelWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(keep=not isinstance(error, InputError | SourceChanged))
+
+
+def part_of(out: Path) -> Path:
+    """Where a reel is while it is written."""
+    return out.with_name(out.name + ".part")
 
 
 def _settle_totals(manifest: Manifest, size: int) -> bytes:
@@ -213,8 +286,8 @@ def _settle_totals(manifest: Manifest, size: int) -> bytes:
     return raw
 
 
-def _claim(part: Path) -> int:
-    """Create ``part`` and lock it; a file that a dead writer left behind is removed first.
+def _claim(part: Path, *, keep: bool) -> int:
+    """Create ``part`` and lock it; a file that a dead writer left behind is removed first, or taken as it is.
 
     The lock is taken before the name is trusted: whoever removed or replaced the file in between is seen
     by comparing inodes.
@@ -228,6 +301,8 @@ def _claim(part: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(part, os.O_RDWR | os.O_NOFOLLOW)
             if _lock(descriptor, part):
+                if keep:
+                    return descriptor
                 part.unlink()
             os.close(descriptor)
 

@@ -13,6 +13,7 @@ from hilm.reel.delta_base import CheckpointBase
 from hilm.reel.manifest import MAX_DEPTH
 from hilm.store.store import Store
 from hilm.weights import open_checkpoint
+from hilm.weights.folder import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -107,7 +108,7 @@ def find_base(store: Store, base: Place) -> tuple[str, ...]:
     row = store.find(base)
     if row is None:
         return (os.fspath(base),)
-    places = _find_content(store, row["content_key"], 1)
+    places = find_content(store, row["content_key"], 1)
     if not places:
         raise UsageError(
             f"{row['name']} is not at {row['uri']} any more, and has no reel", hint="--base PATH"
@@ -116,8 +117,9 @@ def find_base(store: Store, base: Place) -> tuple[str, ...]:
 
 
 def is_reel(place: Place) -> bool:
-    """Whether a base is a reel, by its name; else it is a checkpoint."""
-    return Path(place).suffix == ".mp4" and Path(place).is_file()
+    """Whether something is a reel, by its name: a file or a URL; else it is a model."""
+    text = os.fspath(place)
+    return text.endswith(".mp4") and (is_remote(text) or Path(place).is_file())
 
 
 def find_chain(store: Store, path: str, depth: int = 0) -> tuple[str, ...]:
@@ -133,7 +135,7 @@ def _look_up(store: Store, reel: Reel, depth: int = 1) -> tuple[str, ...]:
     pinned = reel.pinned
     assert pinned is not None  # noqa: S101 - the callers look for bases of deltas only
     key = pinned.get("content_key")
-    places = _find_content(store, bytes.fromhex(key), depth) if key else ()
+    places = find_content(store, bytes.fromhex(key), depth) if key else ()
     if not places:
         raise UsageError(
             f"{reel.name} is a delta against {pinned['hint']!r}, which is not in the store",
@@ -142,7 +144,7 @@ def _look_up(store: Store, reel: Reel, depth: int = 1) -> tuple[str, ...]:
     return places
 
 
-def _find_content(store: Store, key: bytes, depth: int) -> tuple[str, ...]:
+def find_content(store: Store, key: bytes, depth: int = 1) -> tuple[str, ...]:
     """Where the bytes of that content key are: the checkpoint itself, else an archive, else a delta."""
     if not store.exists:
         return ()

@@ -68,9 +68,13 @@ def _describe(result: Result, entry: Row | None, reels: Path) -> dict[str, Any]:
     return facts | {"seconds": result.seconds}
 
 
-def _keep_names_apart(plan: Plan, results: Sequence[Result]) -> list[Result]:
+def _keep_names_apart(plan: Plan, results: Sequence[Result]) -> Sequence[Result]:
     """Rename those whose name another program has taken since this one began."""
-    rows = plan.store.catalog.rows("models", columns=["name", "ref_key"])
+    catalog, named = plan.store.catalog, {r.job.name: r.model["ref_key"] for r in results}
+    rows = catalog.rows("models", {"name": named.keys()}, columns=["name", "ref_key"])
+    if all(row["ref_key"] == named[row["name"]] for row in rows):
+        return results
+    rows = catalog.rows("models", columns=["name", "ref_key"])
     owners = {row["name"]: row["ref_key"] for row in rows}
     apart = []
     for result in results:

@@ -27,6 +27,7 @@ from hilm.store.work import Result, run_job
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from hilm.cluster import Executor, Outcome
     from hilm.store.planning import Plan
     from hilm.store.reading import Progress
 
@@ -67,11 +68,14 @@ class Intake:
     _since: float = field(default_factory=time.monotonic)
     _writing: Future[None] | None = None
 
-    def run(self, targets: Sequence[str], *, name: str | None, jobs: int | None) -> None:
+    def run(self, targets: Sequence[str], *, name: str | None, jobs: int | None, ray: str | None) -> None:
         """Take in every target; what fails is listed and stops nothing else.
 
         Raises:
             UsageError: No models, one name for several, or fewer than one job.
+            MissingExtra: Ray is asked for and not installed.
+            NetworkError: There is no Ray cluster at that address.
+            WorkerError: Ray does not start, or is lost; what was acknowledged stays.
             StorageError: The store cannot be written.
         """
         if not targets or (name is not None and len(targets) > 1):
@@ -82,13 +86,15 @@ class Intake:
         workers = min(jobs or cores, len(targets))
         if jobs is None and len(targets) < PROCESSES_FROM:
             workers = 1
+        kind = "ray" if ray else "process" if workers > 1 else "serial"
         with ExitStack() as stack:
             stack.callback(self._sweep)
             stack.enter_context(threadpool_limits(1, "blas"))
             writer = stack.enter_context(ThreadPoolExecutor(1))
-            tasks = self._tasks(targets, name, threads=cores if workers == 1 else 1)
+            executor = stack.enter_context(open_executor(kind, jobs if ray else workers, address=ray))
+            tasks = self._tasks(targets, name, threads=cores if kind == "serial" else 1)
             try:
-                self._work(tasks, len(targets), workers, writer)
+                self._work(executor, tasks, len(targets), writer)
             finally:
                 self._flush(writer)
                 self._settle()
@@ -106,21 +112,23 @@ class Intake:
             else:
                 yield Task(os.fsencode(target), replace(job, threads=threads))
 
-    def _work(self, tasks: Iterator[Task], total: int, workers: int, writer: ThreadPoolExecutor) -> None:
+    def _work(
+        self, executor: Executor, tasks: Iterator[Task], total: int, writer: ThreadPoolExecutor
+    ) -> None:
         """Do the jobs; meanwhile ``writer`` makes reels of samples and commits."""
 
         def tick(done: int, values: int) -> None:
             self.progress(done, values, "")
 
-        function = partial(run_job, tick=tick) if total == 1 else run_job
-        with open_executor("process" if workers > 1 else "serial", workers) as executor:
-            for outcome in executor.map_unordered(function, tasks):
-                if outcome.error is not None:
-                    self._fail(os.fsdecode(outcome.task.key), outcome.error)
-                else:
-                    self._take(outcome.value, writer)
-                if total > 1:
-                    self.progress(self._ended, total, outcome.task.payload.name)
+        function = partial(run_job, tick=tick) if executor.name == "serial" and total == 1 else run_job
+        for outcome in executor.map_unordered(function, tasks):
+            error = outcome.error or _find_nothing(outcome)
+            if error is not None:
+                self._fail(os.fsdecode(outcome.task.key), error)
+            else:
+                self._take(outcome.value, writer)
+            if total > 1:
+                self.progress(self._ended, total, outcome.task.payload.name)
 
     def _fail(self, target: str, error: TaskError) -> None:
         ours = hasattr(errors, error.name)
@@ -162,3 +170,15 @@ class Intake:
         if store.exists:
             with hold(store.reels):
                 sweep(store.catalog, store.reels)
+
+
+def _find_nothing(outcome: Outcome) -> TaskError | None:
+    """What is wrong if a worker on another machine wrote an archive that is not here."""
+    archive = outcome.value.archive
+    if archive is None or archive.reel.path.is_file():
+        return None
+    return TaskError(
+        "WorkerError",
+        f"{outcome.worker} wrote {archive.reel.path}, which is not here",
+        hint="keep the store on storage that all machines share",
+    )

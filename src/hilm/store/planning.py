@@ -65,7 +65,7 @@ class Plan:
         location = locate(target)
         key, path = reference_key(location.uri), location.uri
         chosen = self._choose_name(location, name, key)
-        job = Job(path, chosen, self.mode, str(self.store.reels), **self.options)
+        job = Job(path, chosen, self.mode, str(self.store.reels.absolute()), **self.options)
         if key in self._seen or self._is_there(job, key):
             return None
         if not self.store.exists:

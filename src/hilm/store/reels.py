@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hilm.reel.decoder import decode_files
 from hilm.reel.verification import verify_reel
 from hilm.store.bases import open_reel
 from hilm.store.files import write_file
+from hilm.store.getting import safetensors_file
 from hilm.store.reading import no_progress
 from hilm.weights import open_checkpoint
-from hilm.weights.dtypes import ELEMENTS
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from hilm.reel.decoder import Reel
@@ -71,21 +69,16 @@ def _describe(out: Path, tensors: int, files: list[str], nmse: float) -> dict[st
 
 
 def _write_tensor(reel: Reel, name: str, folder: Path) -> Path:
-    words, entry = reel.words(name), reel.tensors[name]
-    dtype = entry["dtype"]
-    if dtype not in ELEMENTS:  # blocks of GGUF, for which safetensors has no name
-        dtype, words = "F32", reel.tensor(name).astype("<f4").view(np.uint8).reshape(-1)
-    place = {"dtype": dtype, "shape": entry["shape"], "data_offsets": [0, words.nbytes]}
-    header = json.dumps({name: place}).encode()
-    header += b" " * (-len(header) % 8)
+    entry = reel.entry(name)
     path = folder / (re.sub(r"[^\w.-]", "_", name).lstrip(".")[:200] + ".safetensors")
-    write_file(path, len(header).to_bytes(8, "little"), header, words.data)
+    write_file(path, *safetensors_file(name, entry["dtype"], entry["shape"], reel.words(name)))
     return path
 
 
 def read_tensor(
     reel: str | PathLike[str],
     name: str,
+    rows: tuple[int, int] | None = None,
     *,
     base: str | PathLike[str] | None = None,
     store: Store | None = None,
@@ -94,9 +87,12 @@ def read_tensor(
 
     Packed weights are archived as the parts that are stored: codes and scales, not the values they stand for.
 
+    Packed weights are archived as the parts that are stored: codes and scales, not the values they stand for.
+
     Args:
-        reel: A reel of whole tensors.
-        name: The tensor's name.
+        reel: A file, or an http or https URL.
+        name: The tensor.
+        rows: First and last-plus-one row along its first axis; all by default.
         base: As of `decode`.
         store: As of `decode`.
 
@@ -106,7 +102,7 @@ def read_tensor(
         VerificationError: The tensor is damaged, or the base is another one.
     """
     with open_reel(reel, base, store) as opened:
-        return opened.tensor(name)
+        return opened.tensor(name, rows)
 
 
 def verify(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 
 from hilm.lineage.comparison import compare
-from hilm.lineage.verdict import verdict
+from hilm.lineage.merges import NEAREST
+from hilm.lineage.verdict import Verdict, verdict
 from hilm.store.reading import no_progress
+from hilm.store.searching import search_store
 from hilm.weights import open_checkpoint
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ def diff(
         found = compare(first, second)
         judged = verdict(found.evidence)
         progress(1, 1, judged.relation)
+    judged = _as_parent(store, a, b, judged)
     return {
         "relation": judged.relation,
         "p_value": judged.p_value,
@@ -64,3 +68,25 @@ def diff(
         "only_b": list(found.only_b),
         "details": judged.details,
     }
+
+
+def _as_parent(
+    store: Store | None, a: str | PathLike[str], b: str | PathLike[str], judged: Verdict
+) -> Verdict:
+    """The verdict, with all parents if both are in the store and one was merged from the other and more."""
+    if store is None or not store.exists or judged.relation == "independent":
+        return judged
+    rows = [store.find(model) for model in (a, b)]
+    for child, parent in ((0, 1), (1, 0)):
+        one, other = rows[child], rows[parent]
+        if one is None or other is None:
+            continue
+        _, matches = search_store(
+            store, one["name"], "hierarchical", NEAREST, proof=False, progress=no_progress
+        )
+        for match in matches:
+            if match.model["ref_key"] == other["ref_key"] and match.verdict.relation == "merge":
+                told = match.verdict
+                details = judged.details | {"merge": told.details["merge"]}
+                return replace(judged, relation="merge", details=details, sentence=told.sentence)
+    return judged

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from threadpoolctl import threadpool_limits
 
 from hilm.errors import InputError, NetworkError, StorageError, UnknownModel
+from hilm.lineage.adapter import find_applied, fits
 from hilm.lineage.fingerprint import fingerprint
+from hilm.lineage.merges import as_merge, find_parents
 from hilm.lineage.scan import ScanIndex
 from hilm.lineage.search import Match, Method, Print, find_similar, rank
 from hilm.lineage.statistics import GRAM_NULL
@@ -27,8 +29,14 @@ if TYPE_CHECKING:
 PROOFS = 8
 """Candidates whose weights are read at most."""
 
-HINT = 3.0
-"""Standard score of the token geometry below which weights are not read: relatives score above 6."""
+KIN = 64
+"""Nearest models among which parents of a merge are looked for."""
+
+COMPATIBLE = 512
+"""Models that an adapter fits, at most: all pairs of them are compared."""
+
+HINT = 2.2
+"""Standard score of the token geometry below which weights are not read: of relatives the lowest was 2.7."""
 
 
 def search_store(
@@ -39,30 +47,49 @@ def search_store(
     *,
     proof: bool,
     progress: Progress,
-) -> tuple[str, list[Match]]:
-    """Return what the query is called, and its matches, best first."""
+) -> tuple[Print, list[Match]]:
+    """Return the query, and its matches, best first."""
     if not store.exists:
         raise UnknownModel(f"the store {store.path} is empty", hint="hilm index or hilm encode fills it")
-    query, path, ref_key = _query_print(store, model, progress)
+    query, path, ref_key = query_print(store, model, progress)
     index = ScanIndex.open(store.catalog, store.path / "cache")
     matches = find_similar(
         store.catalog,
         index,
         query,
         method=cast("Method", method),
-        top_k=2 * max(top_k, PROOFS),
+        top_k=max(2 * top_k, KIN),
         without=ref_key,
     )
     if proof and method != "hierarchical":
-        matches = _prove(path, matches, len(index.keys), progress)
+        near = 2 * max(top_k, PROOFS)
+        matches = rank(_prove(path, matches[:near], len(index.keys), progress) + matches[near:])
+    matches = _name_parents(query, matches)
     best: dict[bytes, Match] = {}
     for match in matches:  # equal weights beside different tokenizers have several fingerprints
         best.setdefault(match.model["ref_key"], match)
-    return query.name, list(best.values())[:top_k]
+    return query, list(best.values())[:top_k]
 
 
-def _query_print(store: Store, model: str | PathLike[str], progress: Progress) -> tuple[Print, str, bytes]:
-    """Fingerprint of a path, or the stored one where the store knows the model as it is now."""
+def _name_parents(query: Print, matches: list[Match]) -> list[Match]:
+    """The matches, those that the query was merged from as its parents."""
+    related = [number for number, m in enumerate(matches) if m.verdict.relation != "independent"]
+    merge = find_parents(query, [matches[number].print for number in related])
+    if merge is None:
+        return matches
+    numbers = [related[k] for k in merge.parents]
+    names = [matches[k].model["name"] for k in numbers]
+    for k in numbers:
+        matches[k] = replace(matches[k], verdict=as_merge(matches[k].verdict, query.name, merge, names))
+    return matches
+
+
+def query_print(store: Store, model: str | PathLike[str], progress: Progress) -> tuple[Print, str, bytes]:
+    """Fingerprint of a path, or the stored one where the store knows the model as it is now.
+
+    Returns:
+        The fingerprint, where the weights are, and the model's ``ref_key``.
+    """
     row = store.find(model)
     if row is not None:
         found = store.catalog.rows("fingerprints", {"content_key": row["content_key"]})
@@ -89,7 +116,7 @@ def _query_print(store: Store, model: str | PathLike[str], progress: Progress) -
 
 
 def _prove(path: str, matches: list[Match], n: int, progress: Progress) -> list[Match]:
-    """Match hidden units of models of equal shapes not established: that sees through permutations."""
+    """Match hidden units where nothing is established: sees through permutations and pruned widths."""
     proved, left = [], PROOFS
     for number, match in enumerate(matches):
         if not left or not _is_unclear(match):
@@ -98,14 +125,17 @@ def _prove(path: str, matches: list[Match], n: int, progress: Progress) -> list[
         left -= 1
         progress(number, len(matches), f"proof: {match.model['name']}")
         proved.append(_with_units(path, match, n))
-    return rank(proved)
+    return proved
 
 
 def _is_unclear(match: Match) -> bool:
-    """Whether nothing is established, but the shapes fit and the token geometry does not speak against it."""
+    """Whether nothing is established, but the token geometry hints at kinship; unknown, equal widths do."""
     evidence = match.evidence
-    fits = match.verdict.relation == "independent" and evidence.a.width == evidence.b.width
-    return fits and (evidence.gram is None or GRAM_NULL.z(evidence.gram) >= HINT)
+    if match.verdict.relation != "independent":
+        return False
+    if evidence.gram is None:
+        return evidence.a.width == evidence.b.width
+    return GRAM_NULL.z(evidence.gram) >= HINT
 
 
 def _with_units(path: str, match: Match, n: int) -> Match:
@@ -125,3 +155,31 @@ def _with_units(path: str, match: Match, n: int) -> Match:
         match.evidence, units=units.cosine, units_z=units.z, controls=units.controls, tokens=units.tokens
     )
     return replace(match, evidence=evidence, verdict=verdict(evidence, n=n))
+
+
+def describe_adapter(store: Store, query: Print) -> dict[str, Any]:
+    """Models of the store that an adapter fits, and pairs of them that differ by it.
+
+    Returns:
+        ``compatible``: names of models with a matrix for each of the adapter's, which is no evidence, at most
+        512; ``applied``: base, model, cosine and p_value of established pairs.
+    """
+    found: list[Print] = []
+    for row in store.catalog.models({"kind": ["model"]}):
+        prints = store.catalog.rows("fingerprints", {"content_key": row["content_key"]})
+        other = Print(row["name"], prints[0])
+        if len(found) < COMPATIBLE and fits(query, other):
+            found.append(other)
+    applied = find_applied(query, found) if found else []
+    return {
+        "compatible": [other.name for other in found],
+        "applied": [
+            {
+                "base": found[pair.base].name,
+                "model": found[pair.model].name,
+                "cosine": pair.cosine,
+                "p_value": pair.p_value,
+            }
+            for pair in applied
+        ],
+    }

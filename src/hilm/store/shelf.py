@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from hilm.errors import HilmError, StorageError
 from hilm.lineage.catalog import locked
+from hilm.reel.journal import journal_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 SUFFIX = ".reel.mp4"
 LOCK_SECONDS = 600.0
 """How long to wait for another program's commit, which includes its reel of samples."""
+
+RESUMABLE_SECONDS = 7 * 86_400.0
+"""How long the part of an interrupted run is kept."""
 
 _SAMPLES = re.compile(r"sample-[0-9a-f]{16}\.reel\.mp4")
 
@@ -58,9 +63,15 @@ def sweep(catalog: Catalog, reels: Path) -> None:
     """
     names = [entry.name for entry in os.scandir(reels)]
     for name in names:
-        if name.endswith(f"{SUFFIX}.part"):
+        if name.endswith(f"{SUFFIX}.part") and not _is_resumable(reels / name):
             _remove_abandoned(reels / name)
     discard(catalog, reels, [name for name in names if _SAMPLES.fullmatch(name)])
+
+
+def _is_resumable(part: Path) -> bool:
+    """Whether an interrupted run may still be taken up again: it kept a journal, within a week."""
+    journal = journal_of(part)
+    return journal.exists() and time.time() - journal.stat().st_mtime < RESUMABLE_SECONDS
 
 
 def _remove_abandoned(part: Path) -> None:
@@ -69,3 +80,4 @@ def _remove_abandoned(part: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(file.fileno()), part.lstat()):
             part.unlink()
+            journal_of(part).unlink(missing_ok=True)

@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Any
 from hilm.errors import InputError, NetworkError, UsageError
 from hilm.reel.decoder import Reel
 from hilm.reel.heatmap import draw_heatmap
-from hilm.reel.pictures import draw_checkpoint
+from hilm.reel.pictures import drawables
 from hilm.reel.preview import contact_sheets
-from hilm.store.bases import find_chain, is_reel
+from hilm.store.bases import find_chain, is_reel, open_reel
 from hilm.store.files import write_file
-from hilm.weights import Checkpoint, open_checkpoint
+from hilm.weights import open_checkpoint
 from hilm.weights.dtypes import DTYPES
 from hilm.weights.statistics import LayerStatistics
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from os import PathLike
 
+    from hilm.reel.schema import Tensor
     from hilm.store.reading import Progress
     from hilm.store.store import Store
+    from hilm.weights import Checkpoint
 
 
 def show_model(
@@ -35,6 +39,8 @@ def show_model(
     progress: Progress,
 ) -> dict[str, Any]:
     """See ``Store.show``."""
+    if is_reel(model) and picture is None:
+        return _show_reel(store, model, chain=chain, sheet=sheet, film=film)
     known = store.exists and store.catalog.models({"name": model})
     if known or film is not None or (sheet is None and picture is None):
         document, paths = _describe(store, store.row(model))
@@ -43,7 +49,8 @@ def show_model(
     if chain and paths:
         document["chain"] = [_describe_place(place) for place in find_chain(store, str(paths[-1]))]
     if sheet is not None:
-        document["sheets"] = [str(p) for p in _write_sheets(document, Path(sheet))]
+        weights = _open_weights(document)
+        document["sheets"] = _write_sheets(weights, document["model"], document["parameters"], Path(sheet))
     if picture is not None:
         statistics = _measure(document, progress)
         write_file(Path(picture), draw_heatmap(statistics, model=document["model"], figure=figure))
@@ -76,16 +83,6 @@ def _describe(store: Store, row: dict[str, Any]) -> tuple[dict[str, Any], list[P
     }, paths
 
 
-def _describe_place(place: str) -> dict[str, Any]:
-    """One link of a chain: a reel with what it is and costs, or the checkpoint at its end."""
-    if not is_reel(place):
-        return {"uri": place, "mode": "checkpoint"}
-    with Reel.open(place) as reel:
-        totals, pinned = reel.file.manifest["totals"], reel.pinned
-        document = {"uri": place, "mode": reel.mode, "bits_per_weight": totals["bits_per_weight"]}
-        return document | ({"base": pinned["hint"]} if pinned else {})
-
-
 def _describe_elsewhere(target: str) -> dict[str, Any]:
     """What is told of a model that is not in the store."""
     with open_checkpoint(target) as checkpoint:
@@ -103,7 +100,7 @@ def _open_weights(document: dict[str, Any]) -> Checkpoint:
     except (InputError, NetworkError) as error:
         raise UsageError(
             f"the weights of {document['model']} are not at {document['uri']} any more",
-            hint="hilm decode its reel first",
+            hint="hilm show REEL draws its reel",
         ) from error
 
 
@@ -133,20 +130,74 @@ def _measure_reel(path: str, statistics: LayerStatistics) -> None:
                 statistics.update(name, tuple(entry["shape"]), reel.tensor(name).reshape(-1))
 
 
-def _write_sheets(document: dict[str, Any], out: Path) -> list[Path]:
-    """Draw every tensor of the model's weights; further sheets are numbered."""
+def _show_reel(
+    store: Store,
+    reel: str,
+    *,
+    chain: bool,
+    sheet: str | PathLike[str] | None,
+    film: str | PathLike[str] | None,
+) -> dict[str, Any]:
+    """What is in a reel, tensor by tensor; optionally its contact sheet and film."""
+    with Reel.open(reel) as opened:
+        manifest = opened.file.manifest
+        document = {
+            "reel": reel,
+            "mode": opened.mode,
+            **manifest["totals"],
+            "samples": [sample["model_id"] for sample in opened.samples],
+            "tensors": [_describe_tensor(entry) for entry in manifest["tensors"]],
+        }
+    if chain:
+        document["chain"] = [_describe_place(place) for place in find_chain(store, reel)]
+    if sheet is not None:
+        if not manifest["tensors"]:
+            raise UsageError("a reel of samples has no tensors to draw", hint="--film writes its frames")
+        source, weights = open_reel(reel, None, store), manifest["totals"]["weights"]
+        document["sheets"] = _write_sheets(source, Path(reel).name, weights, Path(sheet))
+    if film is not None:
+        document["film"] = str(_write_film(reel, [reel], Path(film)))
+    return document
+
+
+def _describe_tensor(entry: Tensor) -> dict[str, Any]:
+    """One line of the table of a reel's tensors; an alias has no bits of its own."""
+    weights = DTYPES[entry["dtype"]].count(entry["nbytes"])
+    return {
+        "name": entry["name"],
+        "dtype": entry["dtype"],
+        "shape": entry["shape"],
+        "coder": entry["coder"],
+        "bytes": entry["bits"] // 8,
+        "bits_per_weight": entry["bits"] / weights if weights else 0.0,
+    }
+
+
+def _describe_place(place: str) -> dict[str, Any]:
+    """One link of a chain: a reel with what it is and costs, or the checkpoint at its end."""
+    if not is_reel(place):
+        return {"uri": place, "mode": "checkpoint"}
+    with Reel.open(place) as reel:
+        totals, pinned = reel.file.manifest["totals"], reel.pinned
+        document = {"uri": place, "mode": reel.mode, "bits_per_weight": totals["bits_per_weight"]}
+        return document | ({"base": pinned["hint"]} if pinned else {})
+
+
+def _write_sheets(
+    source: AbstractContextManager[Checkpoint | Reel], title: str, parameters: int, out: Path
+) -> list[str]:
+    """Draw every tensor of the source; further sheets are numbered."""
     written = []
-    with _open_weights(document) as checkpoint:
-        cells = ((info.name, frame) for info, frame, _ in draw_checkpoint(checkpoint))
-        sheets = contact_sheets(cells, model=document["model"], parameters=document["parameters"])
-        for number, png in enumerate(sheets):
+    with source as opened:
+        cells = ((tensor.name, tensor.draw()) for tensor in drawables(opened))
+        for number, png in enumerate(contact_sheets(cells, model=title, parameters=parameters)):
             path = out if number == 0 else out.with_stem(f"{out.stem}-{number + 1}")
             write_file(path, png)
-            written.append(path)
+            written.append(str(path))
     return written
 
 
-def _write_film(model: str, paths: list[Path], out: Path) -> Path:
+def _write_film(model: str, paths: Sequence[str | Path], out: Path) -> Path:
     """Take the front video of the model's latest reel as a file of its own."""
     for path in reversed(paths):
         with Reel.open(path) as reel:

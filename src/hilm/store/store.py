@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from hilm.errors import NotAStore, StorageError, UnknownModel, UsageError
 from hilm.store.reading import no_progress
@@ -33,21 +35,39 @@ _MODES = ("archive", "small", "delta", "sample")
 
 def default_path() -> Path:
     """Where the store is when nobody says: ``$HILM_HOME`` or ``~/.cache/hilm``."""
-    return Path(os.environ.get("HILM_HOME") or "~/.cache/hilm").expanduser()
+    return _folder(os.environ.get("HILM_HOME") or "~/.cache/hilm").expanduser()
+
+
+def _folder(path: str | PathLike[str]) -> Path:
+    """The folder meant by a path or ``file:`` address, of whose slashes a path may have lost some.
+
+    Raises:
+        UsageError: The address is of another kind: its writers could not lock one another out.
+    """
+    text = os.fspath(path)
+    address = re.match(r"([a-z][a-z0-9+.-]+):/+", text)
+    if address is None:
+        return Path(text)
+    if address[1] != "file":
+        raise UsageError(
+            f"a store cannot be kept at {address[1]}://", hint="work in a folder and copy or synchronise that"
+        )
+    return Path("/" + unquote(text[address.end() :]))
 
 
 class Store:
     """A folder with ``catalog/`` and ``reels/``; it is made when something is first put into it.
 
     Args:
-        path: The folder; ``$HILM_HOME`` or ``~/.cache/hilm`` by default.
+        path: The folder, also as ``file:///…``; ``$HILM_HOME`` or ``~/.cache/hilm`` by default.
 
     Raises:
         NotAStore: The folder holds something else.
+        UsageError: It is an address of another kind.
     """
 
     def __init__(self, path: str | PathLike[str] | None = None) -> None:
-        self.path = Path(path) if path is not None else default_path()
+        self.path = _folder(path) if path is not None else default_path()
         self.reels = self.path / "reels"
         if self.path.exists() and not self._is_ours():
             raise NotAStore(f"{self.path} is not a hilm store and not an empty folder")
@@ -104,6 +124,7 @@ class Store:
         name: str | None = None,
         preview: bool = True,
         jobs: int | None = None,
+        ray: str | None = None,
         force: bool = False,
         progress: Progress = no_progress,
         **rounding: Any,  # noqa: ANN401 - fields of hilm.reel.rate.Rounding
@@ -125,6 +146,8 @@ class Store:
             name: What to call the model; its folder's name by default.
             preview: Whether the reel gets a front video that players show.
             jobs: Processes; by default one per core where there are enough models.
+            ray: Work on the Ray cluster at ``host:port``, or on a ``local`` one, ``jobs`` models at a time.
+                Its machines open models and write reels at the paths given here.
             force: Encode again what is in the store already.
             progress: Called with models done, models in all, and a name.
             rounding: For ``small``: bits, error, like, quantiser, effort and keep, as of
@@ -137,6 +160,8 @@ class Store:
 
         Raises:
             UsageError: Options that do not go together, or a base that cannot be one.
+            MissingExtra: Ray is asked for and not installed.
+            WorkerError: Ray does not start, or is lost.
             StorageError: The store cannot be written.
         """
         if (mode == "delta") != (base is not None):
@@ -149,7 +174,7 @@ class Store:
 
             options |= settle_base(self, base) | {"force": force}
         intake = self._intake(mode, options, force=force, progress=progress)
-        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
+        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs, ray=ray)
         return {"models": [*intake.plan.skipped.values(), *intake.done.values()], "failed": intake.failed}
 
     def index(
@@ -157,20 +182,23 @@ class Store:
         models: Sequence[str | PathLike[str]],
         *,
         jobs: int | None = None,
+        ray: str | None = None,
         name: str | None = None,
         force: bool = False,
         progress: Progress = no_progress,
     ) -> dict[str, Any]:
-        """Catalogue fingerprints without making reels.
+        """Catalogue fingerprints without making reels; options as in ``encode``.
 
         Returns:
             ``indexed`` and ``skipped`` (names), ``failed`` (model, message, hint, exit_code).
 
         Raises:
+            MissingExtra: Ray is asked for and not installed.
+            WorkerError: Ray does not start, or is lost.
             StorageError: The store cannot be written.
         """
         intake = self._intake("index", {}, force=force, progress=progress)
-        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs)
+        intake.run([os.fspath(m) for m in models], name=name, jobs=jobs, ray=ray)
         return {"indexed": list(intake.done), "skipped": list(intake.plan.skipped), "failed": intake.failed}
 
     def _intake(self, mode: str, options: dict[str, Any], *, force: bool, progress: Progress) -> Intake:
@@ -199,16 +227,66 @@ class Store:
 
         Returns:
             ``query``, ``method``, ``matches``: model, score, z, p_value, relation, level, sentence, details,
-            uri; best first.
+            uri; best first. For an unmerged adapter also ``adapter``: ``compatible`` (models that it fits,
+            which is no evidence) and ``applied`` (pairs that differ by it: base, model, cosine, p_value).
 
         Raises:
             UnknownModel: Neither a path nor a name in the store.
             UsageError: No such method.
         """
-        from hilm.store.searching import search_store  # noqa: PLC0415 - only searching needs it
+        from hilm.store import searching  # noqa: PLC0415 - only searching needs it
 
-        query, matches = search_store(self, model, method, top_k, proof=proof, progress=progress)
-        return {"query": query, "method": method, "matches": [_describe_match(m) for m in matches]}
+        query, matches = searching.search_store(self, model, method, top_k, proof=proof, progress=progress)
+        adapter = {"adapter": searching.describe_adapter(self, query)} if query.is_adapter else {}
+        found = [_describe_match(match) for match in matches]
+        return {"query": query.name, "method": method, "matches": found} | adapter
+
+    def lineage(
+        self,
+        model: str | PathLike[str] | None = None,
+        *,
+        picture: str | PathLike[str] | None = None,
+        progress: Progress = no_progress,
+    ) -> dict[str, Any]:
+        """Arrange models as trees of descent, from fingerprints alone.
+
+        Args:
+            model: A folder, file, Hub id or URL, or the name of a model in the store, whose family is wanted;
+                every model of the store by default.
+            picture: PNG to draw the trees into.
+            progress: Called as a model that is not in the store is read.
+
+        Returns:
+            ``query``; ``nodes``: model, family, parameters, bits, zeros, architecture, declared_base, uri;
+            ``edges``: parent, child, relation, direction (``shown`` or ``not shown``), p_value, z, distance,
+            weight, sentence, details; ``hints``: pairs with similar token geometry; ``picture``: its path.
+
+        Raises:
+            UnknownModel: Neither a path nor a name in the store.
+            UsageError: Too many models for one graph, or one picture.
+        """
+        from hilm.store.genealogy import lineage_of  # noqa: PLC0415 - only drawing trees needs it
+
+        return lineage_of(self, model, picture, progress)
+
+    def dedupe(self, *, measure: bool = False, progress: Progress = no_progress) -> dict[str, Any]:
+        """Find models that are there more than once, by fingerprints; nothing is deleted.
+
+        Args:
+            measure: Write a delta reel of each near duplicate, and throw it away, to know its size.
+            progress: Called as they are measured.
+
+        Returns:
+            ``exact``: groups of equal values (models, bytes, saved); ``near``: models that differ little from
+            another (model, base, relation, bytes, identical_share, bits_per_weight_estimate, saved_estimate,
+            and saved where it was measured); ``exact_bytes`` and ``near_bytes``: sums.
+
+        Raises:
+            UsageError: Too many models for one graph.
+        """
+        from hilm.store.duplicates import find_duplicates  # noqa: PLC0415 - only this needs it
+
+        return find_duplicates(self, measure=measure, progress=progress)
 
     def locate(self, model: str | PathLike[str]) -> str:
         """Where the model of that name was when it was taken in; a path, Hub id or URL as it is.
@@ -311,10 +389,11 @@ class Store:
         figure: str = "std",
         progress: Progress = no_progress,
     ) -> dict[str, Any]:
-        """Everything the store knows of one model; optionally its contact sheet, film and heat map.
+        """What the store knows of a model, or what is in a reel; optionally its sheet, film and heat map.
 
         Args:
-            model: Name of a model in the store; for a sheet or heat map also a path, Hub id or URL.
+            model: Name of a model in the store, or a reel: a file or URL ending in ``.mp4``; for a sheet or
+                heat map also a path, Hub id or URL.
             chain: List what its latest reel takes to decode: itself and, of a delta, what it stands on.
             sheet: PNG to write.
             film: MP4 to write.
@@ -338,6 +417,36 @@ class Store:
             figure=figure,
             progress=progress,
         )
+
+    def film(
+        self,
+        models: Sequence[str | PathLike[str]],
+        out: str | PathLike[str],
+        *,
+        tensor: str | None = None,
+        difference: bool = False,
+    ) -> dict[str, Any]:
+        """Film one tensor through successive checkpoints, one frame each, all at one scale.
+
+        The scale is that of the first frame, or of differences that of the last: 24 grey levels are sigma
+        rounded to a power of two.
+
+        Args:
+            models: Checkpoints, archives or names of models in the store, in the order of the frames.
+            out: MP4 to write.
+            tensor: What to film; the largest matrix of attention or MLP by default.
+            difference: Show how much each differs from the first.
+
+        Returns:
+            ``film``, ``tensor``, ``shape``, ``difference``, ``scale``; ``frames``: model and sigma of each.
+
+        Raises:
+            UsageError: Fewer than two models, or one without this tensor in this shape.
+            InputError: One is no checkpoint.
+        """
+        from hilm.store.films import film_models  # noqa: PLC0415 - only pictures need it
+
+        return film_models(self, models, out, tensor=tensor, difference=difference)
 
     def remove(self, model: str) -> dict[str, Any]:
         """Forget a model, and delete its reels where no other model is in them.

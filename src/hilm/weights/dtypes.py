@@ -139,11 +139,6 @@ def decode(dtype: DType, raw: NDArray[np.uint8], out: NDArray[np.float32]) -> No
     if dtype.name in {"F32", "C64"}:
         np.copyto(out, words.view("<f4"))
         return
-    if dtype.name == "BF16" and len(out) >= PIECE:
-        from hilm.weights.kernels import widen_bfloat16  # noqa: PLC0415 - little weights are not worth it
-
-        widen_bfloat16(words, out.view(np.uint32))
-        return
     for begin in range(0, len(out), PIECE):
         piece = slice(begin, begin + PIECE)
         _decode_piece(dtype, words[piece], out[piece])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Self
@@ -42,6 +43,8 @@ class HttpSource:
         name: The URL without secrets.
         size: In bytes.
         etag: What the server calls this version of the file; empty if it does not.
+        requests: Ranges asked for so far.
+        fetched: Bytes received so far.
 
     Raises:
         UsageError: The URL is not plain http or https, or a header cannot be sent.
@@ -58,19 +61,20 @@ class HttpSource:
         self, url: str, headers: Mapping[str, str], patience: Patience, block: int, connections: int
     ) -> None:
         self.name, self.size, self.etag = shown(url), -1, ""
+        self.requests = self.fetched = 0
         self._url, self._private, self._patience = url, dict(headers), patience
         self._home = Origin.of(url)
         self._block, self._connections = block, connections
         self._resolve: Callable[[], str] | None = None
         self._location = ("", "")  # where ranges are read, and its ETag
         self._renewals = 0
-        self._resolving, self._reading = RLock(), Lock()
+        self._resolving, self._reading, self._counting = RLock(), Lock(), Lock()
         self._stop, self._closed = Stop(), False
         self._pool = ThreadPoolExecutor(connections, "hilm-http")
         self._ahead: ReadAhead | None = None
         self._announced = False
         self._cursor = -1
-        self._head = np.empty(0, np.uint8)
+        self._kept, self._kept_from = np.empty(0, np.uint8), 0
 
     @classmethod
     def open(
@@ -84,9 +88,10 @@ class HttpSource:
         connections: int = 4,
         resolve: Callable[[], str] | None = None,
         head: int = HEAD,
+        tail: int = 0,
         patience: Patience = PATIENCE,
     ) -> Self:
-        """Open a remote file and fetch its head.
+        """Open a remote file and fetch its head, or its tail.
 
         Args:
             url: ``http`` or ``https``.
@@ -97,6 +102,7 @@ class HttpSource:
             connections: Ranges in flight.
             resolve: Gives a fresh URL when the location has expired; ``url`` is asked again without it.
             head: Bytes fetched at once and kept.
+            tail: Bytes at the end that are fetched and kept instead, where the header stands there.
             patience: How long to bear with the server.
         """
         for header, value in (headers or {}).items():
@@ -111,9 +117,10 @@ class HttpSource:
         POOL.enter()
         try:
             if size != 0:
-                buffer = np.empty(head if size is None else min(head, size), np.uint8)
-                source._fetch(0, buffer.data, source._stop)
-                source._head = buffer[: source.size]
+                buffer = np.empty(min(tail or head, size or sys.maxsize), np.uint8)
+                source._fetch(-tail, buffer.data, source._stop)
+                source._kept = buffer[: source.size]
+                source._kept_from = source.size - len(source._kept) if tail else 0
         except BaseException:
             source.close()
             raise
@@ -141,7 +148,8 @@ class HttpSource:
             raise TruncatedFile(
                 f"{self.name} has {self.size:,} bytes; {start:,} to {end:,} is no range of it"
             )
-        known = self._head[start:end]
+        at = start - self._kept_from
+        known = self._kept[at : at + len(out)] if at >= 0 else self._kept[:0]
         view[: len(known)] = known.data
         start, view = start + len(known), view[len(known) :]
         if not view:
@@ -151,7 +159,7 @@ class HttpSource:
 
     def expect(self, runs: Iterable[tuple[int, int]]) -> None:
         """Announce the byte ranges to be read next, in their order; only announced ones are fetched ahead."""
-        kept = len(self._head)
+        kept = 0 if self._kept_from else len(self._kept)
         with self._reading:
             self._announced = True
             self._look_ahead((max(start, kept), stop) for start, stop in runs)
@@ -209,19 +217,27 @@ class HttpSource:
             wait([future for future in futures if not future.cancel()])
 
     def _fetch(self, start: int, view: memoryview, stop: Stop) -> None:
-        """Fill ``view`` by ranged requests, resuming after each failure at the byte reached."""
+        """Fill ``view`` by ranged requests, resuming after each failure at the byte reached.
+
+        A negative ``start`` counts from the end of the file, whose size the first answer tells.
+        """
         stop.check()
-        retry, reached = Retry(self.name, self._patience, stop), 0
+        retry, reached, asked = Retry(self.name, self._patience, stop), 0, 0
         end = len(view)
         while reached < end:
             try:
+                asked += 1
                 with self._ask(start + reached, start + end, stop) as answer:
+                    start = start if start >= 0 else max(self.size + start, 0)
                     end = min(end, self.size - start)
                     for count in _receive(answer, view[reached:end]):
                         reached += count
                 self._renewals = 0
             except Transient as error:
                 retry.pause(error)
+        with self._counting:
+            self.requests += asked
+            self.fetched += reached
 
     def _ask(self, start: int, stop: int, halt: Stop) -> Answer:
         """One checked answer for a range. One thread at a time finds the location, the others wait for it."""
@@ -239,7 +255,7 @@ class HttpSource:
     def _request(self, url: str, start: int, stop: int, halt: Stop, etag: str, *, kept: bool) -> Answer:
         answer = get(
             url,
-            own={"Range": f"bytes={start}-{stop - 1}"},
+            own={"Range": f"bytes={start}-{stop - 1}" if start >= 0 else f"bytes={start}"},
             private=self._private,
             patience=self._patience,
             stop=halt,
@@ -284,15 +300,17 @@ class HttpSource:
 def _check_range(answer: Answer, start: int, stop: int) -> int:
     """Check that an answer is the range asked for, and return the size of the whole file."""
     if answer.status == 416:
-        raise RemoteSourceChanged(f"{shown(answer.url)} is shorter than {start + 1:,} bytes")
+        raise RemoteSourceChanged(f"{shown(answer.url)} is shorter than {max(start + 1, 1):,} bytes")
     require_status(answer, 200, 206)
     length = answer.headers.get("Content-Length", "")
     if answer.status == 200:
-        if start or not length.isdigit() or int(length) > stop:
+        if start > 0 or not length.isdigit() or int(length) > stop - min(start, 0):
             raise RangeUnsupported(f"{shown(answer.url)} answers a range with the whole file")
         return int(length)
     match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
     first, last, total = map(int, match.groups()) if match else (0, 0, 0)
+    if start < 0:
+        start, stop = max(total + start, 0), total
     if (
         not match
         or first != start

@@ -1,4 +1,4 @@
-"""Compiled loops of this room, imported where they are used: the compiler takes a while to load."""
+"""Compiled loops, imported where they are used: the compiler takes time to load, and 100 MB."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ from numba import njit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-@njit(cache=True, nogil=True)
-def widen_bfloat16(words: NDArray[np.uint16], out: NDArray[np.uint32]) -> None:
-    """Words of bfloat16 to words of float32."""
-    for i in range(len(words)):
-        out[i] = np.uint32(words[i]) << np.uint32(16)
 
 
 @njit(cache=True, nogil=True)

@@ -7,6 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hilm.weights.byte_source import ByteSource
+    from hilm.weights.http_source import HttpSource
     from hilm.weights.hub_files import HubRepository
 
 OPENERS = 8
@@ -192,18 +194,30 @@ class UrlPlace:
         Raises:
             OfflineError: The network may not be used.
         """
-        from hilm.weights.http_source import HttpSource  # noqa: PLC0415 - local files need no network code
-
-        if self.offline:
-            raise OfflineError(f"{self.label} is not a local file")
         (own,), folder = self.names(), self.label.rpartition("/")[0]
         urls = [self.url if name == own else f"{folder}/{quote(name)}" for name in names]
-        return open_together(HttpSource.open, urls)
+        return open_together(partial(open_url, offline=self.offline), urls)
 
     def sha256(self, name: str) -> bytes | None:
         """Unknown."""
         del name
         return None
+
+
+def open_url(url: str, *, offline: bool | None = None, tail: int = 0) -> HttpSource:
+    """Open a remote file, and fetch its first bytes or its last ``tail``; None: as ``HF_HUB_OFFLINE`` says.
+
+    Raises:
+        OfflineError: The network may not be used.
+        NetworkError: As ``HttpSource``.
+    """
+    from hilm.weights.http_pool import shown  # noqa: PLC0415 - local files need no network code
+    from hilm.weights.http_source import HttpSource  # noqa: PLC0415 - the same
+    from hilm.weights.hub_files import is_true  # noqa: PLC0415 - the same
+
+    if is_true("HF_HUB_OFFLINE") if offline is None else offline:
+        raise OfflineError(f"{shown(url)} is not a local file")
+    return HttpSource.open(url, tail=tail)
 
 
 def open_together(open_one: Callable[[str], ByteSource], names: Sequence[str]) -> list[ByteSource]:

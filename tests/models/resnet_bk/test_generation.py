@@ -110,3 +110,14 @@ def test_a_caller_brings_an_empty_state():
         generate(made, ids, do_sample=False, past_key_values=cache), generate(made, ids, do_sample=False)
     )
     assert cache.get_seq_length() == 9 + NEW - 1
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 2}, {"use_cache": False}], ids=["greedy", "beam", "no-cache"]
+)
+def test_an_empty_prompt_begins_a_text(options):
+    made, empty = model(), tokens(2, 0)
+    begun = generate(made, torch.ones(2, 1, dtype=torch.long), do_sample=False, **options)
+    assert torch.equal(generate(made, empty, do_sample=False, **options), begun)
+    masked = generate(made, empty, attention_mask=torch.ones_like(empty), do_sample=False, **options)
+    assert torch.equal(masked, begun)

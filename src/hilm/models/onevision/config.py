@@ -11,46 +11,30 @@ from hilm.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-COUNTS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_channels",
-    "patch_size",
-)
 CHOICES = {
     "layer_norm_type": ("layer_norm", "rms_norm"),
     "rope_style": ("adjacent_tiled", "adjacent", "halves"),
     "rope_compute": ("input", "float32"),
     "patch_embed": ("conv", "linear"),
 }
-
-
-def _size(width: int, layers: int, heads: int, inner: int, patch: int) -> dict[str, int]:
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": inner,
-        "patch_size": patch,
-    }
-
-
+SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
 PRESETS: Mapping[str, Mapping[str, int]] = {
-    "small": _size(384, 6, 6, 1536, 16),
-    "base": _size(768, 12, 12, 3072, 16),
-    "base-p14": _size(768, 12, 12, 3072, 14),
-    "large": _size(1024, 24, 16, 4096, 14),
-    "huge": _size(1280, 32, 20, 5120, 14),
-    "huge27": _size(1536, 27, 16, 4608, 14),
-    "giant": _size(1536, 40, 16, 6144, 14),
+    size: dict(zip(SHAPE, numbers, strict=True))
+    for size, numbers in {
+        "small": (384, 6, 6, 1536, 16),
+        "base": (768, 12, 12, 3072, 16),
+        "base-p14": (768, 12, 12, 3072, 14),
+        "large": (1024, 24, 16, 4096, 14),
+        "huge": (1280, 32, 20, 5120, 14),
+        "huge27": (1536, 27, 16, 4608, 14),
+        "giant": (1536, 40, 16, 6144, 14),
+    }.items()
 }
 """Size → fields of the configuration. Two published shapes are called "huge": trust a config, not a name."""
 
 
 class OneVisionConfig(PreTrainedConfig):
-    """What a OneVision encoder is made of.
+    """What an OneVision encoder is made of.
 
     Attributes:
         hidden_size: Width of the residual stream.
@@ -102,9 +86,14 @@ class OneVisionConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Check every field that shapes the model."""
         super().__post_init__(**kwargs)
-        for name in (*COUNTS, *(("rope_temporal_size",) if self.rope_temporal_size is not None else ())):
+        for name in (
+            *SHAPE,
+            "num_channels",
+            *(("rope_temporal_size",) if self.rope_temporal_size is not None else ()),
+        ):
             value = getattr(self, name)
             self._require(type(value) is int and value >= 1, name, "a whole number, at least 1")
+        self._require(self.num_hidden_layers <= 1024, "num_hidden_layers", "at most 1024")  # files may lie
         for name, choices in CHOICES.items():
             self._require(getattr(self, name) in choices, name, f"one of {', '.join(choices)}")
         heads = self.num_attention_heads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -15,7 +16,7 @@ from hilm.models.onevision.config import OneVisionConfig
 from hilm.models.onevision.modeling import OneVisionModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 Layout: TypeAlias = Literal["padded", "packed", "training"]
 State: TypeAlias = dict[str, Tensor]
@@ -84,40 +85,46 @@ def convert_state_dict(
             raise UsageError(f"there is no layout {layout!r}; there are {', '.join(get_args(Layout))}")
     left, problems = _spelled(state)
     out: State = {}
-    for rule, name, shape in _groups(config):
-        names = {layout: _named(rule, layout, *name) for layout in (source, target)}
-        whole = (shape[0] * len(rule.padded), *shape[1:])
-        part = (whole[0] // len(names[source]), *whole[1:])
-        problems += [f"{key} is missing" for key in names[source] if key not in left]
-        found = {key: left.pop(key) for key in names[source] if key in left}
-        wrong = {key: tuple(value.shape) for key, value in found.items() if value.shape != part}
-        problems += [f"{key} is {has}, not {part}" for key, has in wrong.items()]
-        if len(found) == len(names[source]) and not wrong:
-            out.update(zip(names[target], _regrouped(list(found.values()), len(names[target])), strict=True))
+    for rule, layer, end, shape in _groups(config):
+        names = [begin.format(i=layer) + end for begin in getattr(rule, source)]
+        wanted = [begin.format(i=layer) + end for begin in getattr(rule, target)]
+        part = (shape[0] * len(rule.padded) // len(names), *shape[1:])
+        found = [left.pop(name, None) for name in names]
+        wrong = _wrong(names, found, part)
+        problems += wrong
+        if not wrong:
+            out.update(zip(wanted, _regrouped(found, len(wanted)), strict=True))
     problems += [f"{key} is left over" for key in left]
-    dtypes = sorted({str(value.dtype) for value in state.values()})
-    problems += [f"dtypes are mixed: {', '.join(dtypes)}"] if len(dtypes) > 1 else []
     if problems:
         raise ConversionError(f"these are not the weights of the {source} layout: {'; '.join(problems)}")
     return out
 
 
 def _spelled(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
-    """Take out rotary buffers and alternative spellings; also return what was given twice."""
+    """Take out rotary buffers and other spellings; also say what is given twice, or of several dtypes."""
     rotary = [key for key in state if ROTARY.search(key)]
     if rotary:
         logger.warning("rotary buffers are computed, not converted: %s", ", ".join(rotary))
-    out: State = {}
-    twice = []
-    for key in state.keys() - set(rotary):
-        name = FUSED.sub(r"\1.\2", key)
-        twice += [f"{name} is given twice"] if name in out else []
-        out[name] = state[key]
-    return out, twice
+    named = [(FUSED.sub(r"\1.\2", key), value) for key, value in state.items() if key not in rotary]
+    out = dict(named)
+    problems = [
+        f"{key} is given twice" for key, count in Counter(name for name, _ in named).items() if count > 1
+    ]
+    dtypes = sorted({str(value.dtype) for value in out.values()})
+    return out, problems + ([f"dtypes are mixed: {', '.join(dtypes)}"] if len(dtypes) > 1 else [])
 
 
-def _groups(config: OneVisionConfig) -> Iterator[tuple[Rule, tuple[str, str], torch.Size]]:
-    """Yield for every group its rule, (layer, end of the name), and the shape of one padded weight."""
+def _wrong(names: Sequence[str], found: Sequence[Tensor | None], shape: tuple[int, ...]) -> list[str]:
+    shapes = [None if value is None else tuple(value.shape) for value in found]
+    return [
+        f"{name} is missing" if has is None else f"{name} is {has}, not {shape}"
+        for name, has in zip(names, shapes, strict=True)
+        if has != shape
+    ]
+
+
+def _groups(config: OneVisionConfig) -> Iterator[tuple[Rule, str, str, torch.Size]]:
+    """Yield for every group its rule, its layer, how its names end, and the shape of one padded weight."""
     fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
     with torch.device("meta"):
         weights = OneVisionModel(OneVisionConfig(**fields)).state_dict()
@@ -126,11 +133,7 @@ def _groups(config: OneVisionConfig) -> Iterator[tuple[Rule, tuple[str, str], to
         for rule in KEY_MAP:
             begin = rule.padded[0].format(i=layer)
             if key.startswith(begin):
-                yield rule, (layer, key.removeprefix(begin)), value.shape
-
-
-def _named(rule: Rule, layout: Layout, layer: str, end: str) -> list[str]:
-    return [begin.format(i=layer) + end for begin in getattr(rule, layout)]
+                yield rule, layer, key.removeprefix(begin), value.shape
 
 
 def _regrouped(parts: list[Tensor], count: int) -> list[Tensor]:

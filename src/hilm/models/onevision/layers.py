@@ -29,7 +29,8 @@ def eager_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attend in plain operations, (B, heads, N, head_dim) to (B, N, heads, head_dim) and probabilities."""
     del attention_mask
-    weights = (query @ key.transpose(2, 3) * scaling).softmax(-1, dtype=torch.float32).to(query.dtype)
+    precision = torch.promote_types(query.dtype, torch.float32)
+    weights = (query @ key.transpose(2, 3) * scaling).softmax(-1, dtype=precision).to(query.dtype)
     weights = nn.functional.dropout(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 

@@ -54,9 +54,10 @@ def load_onevision(
     layouts: tuple[Layout, Layout] = ("padded", "packed")
     state = convert_state_dict(_read_weights(folder), layouts[source], layouts[target], config)
     with torch.device("meta"):
-        model: OneVisionPreTrainedModel = (OneVisionPackedModel if target else OneVisionModel)(config)
+        model = (OneVisionPackedModel if target else OneVisionModel)(config)
     model.load_state_dict(state, assign=True)
-    return model.to(device=device, dtype=dtype or model.dtype).eval()
+    loaded: OneVisionPreTrainedModel = model.to(device=device, dtype=dtype or model.dtype).eval()
+    return loaded
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -138,17 +138,14 @@ class OneVisionModel(OneVisionPreTrainedModel):
                 f"with {self.config.num_channels} channels"
             )
         grid = pixel_grid(clips, self.config.patch_size)
-        tokens = select_tokens(
-            (grid.shape[0], *grid.shape[2:4], grid.shape[5]),
-            self.config.rope_temporal_size,
-            visible_indices,
-            frame_slots,
-        )
-        positions = _checked_positions(patch_positions, tokens.positions)
-        frame, row, column = tokens.sources.to(grid.device).unbind(-1)
+        size = (grid.shape[0], *grid.shape[2:4], grid.shape[5])
+        sources, positions = select_tokens(size, self.config.rope_temporal_size, visible_indices, frame_slots)
+        frame, row, column = sources.to(grid.device).unbind(-1)
         sample = torch.arange(len(grid), device=grid.device)[:, None]
         patches = grid[sample, :, frame, row, :, column]
-        return self._encoded(patches, positions, None, output_hidden_states)
+        return self._encoded(
+            patches, _checked_positions(patch_positions, positions), None, output_hidden_states
+        )
 
 
 class OneVisionPackedModel(OneVisionPreTrainedModel):
@@ -182,15 +179,15 @@ class OneVisionPackedModel(OneVisionPreTrainedModel):
             InputError: Shapes, dtypes or counts do not fit; the message names the segment.
         """
         del kwargs
-        shape = (self.config.num_channels, self.config.patch_size, self.config.patch_size)
-        if hidden_states.shape[1:] != (torch.Size(shape).numel(),):
+        size, channels = self.config.patch_size, self.config.num_channels
+        if hidden_states.shape[1:] != (channels * size**2,):
             raise InputError(
-                f"patches are {tuple(hidden_states.shape)}; they must be (S, {torch.Size(shape).numel()})"
+                f"patches are {tuple(hidden_states.shape)}; they must be (S, {channels * size**2})"
             )
         lengths = segment_lengths(grid_thw, len(hidden_states))
         default = [grid_positions(torch.arange(t), h, w) for t, h, w in grid_thw.tolist()]
         positions = _checked_positions(patch_positions, torch.cat(default))
-        patches = hidden_states.unflatten(-1, shape)
+        patches = hidden_states.unflatten(-1, (channels, size, size))
         return self._encoded(patches, positions, lengths, output_hidden_states)
 
 

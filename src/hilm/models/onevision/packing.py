@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from hilm.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-Sample: TypeAlias = tuple[Tensor, Tensor | None]
-"""Pixels (C, H, W) or (C, T, H, W), and the slots (T,) of the frames; 0 … T - 1 when None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +40,7 @@ def pixel_grid(pixels: Tensor, patch_size: int) -> Tensor:
     Raises:
         InputError: A side is no multiple of the patch, or empty.
     """
-    height, width = pixels.shape[-2:]
-    if height % patch_size or width % patch_size or not pixels.numel():
+    if pixels.shape[-2] % patch_size or pixels.shape[-1] % patch_size or not pixels.numel():
         raise InputError(
             f"pixels are {tuple(pixels.shape)}; height and width must be multiples of {patch_size}",
             hint="resize, crop or pad them first",
@@ -64,7 +60,7 @@ def patchify(pixels: Tensor, patch_size: int) -> Tensor:
 
 def unpatchify(patches: Tensor, grid: Sequence[int], patch_size: int) -> Tensor:
     """Put rows (t · h · w, C · p · p) together again: (C, t, h · p, w · p)."""
-    tiles = patches.unflatten(-1, (-1, patch_size, patch_size)).unflatten(0, tuple(map(int, grid)))
+    tiles = patches.unflatten(-1, (-1, patch_size, patch_size)).unflatten(0, tuple(grid))
     return tiles.permute(3, 0, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
@@ -89,8 +85,12 @@ def virtual_slots(n: int, frames: int) -> Tensor:
     return steps.round().long()  # ties to even
 
 
-def pack(samples: Sequence[Sample], patch_size: int) -> PackedBatch:
+def pack(samples: Sequence[tuple[Tensor, Tensor | None]], patch_size: int) -> PackedBatch:
     """Cut samples into patches and join them.
+
+    Args:
+        samples: Pixels (C, H, W) or (C, T, H, W), and the slots (T,) of the frames; 0 … T - 1 when None.
+        patch_size: Side of a patch.
 
     Raises:
         InputError: There is no sample, a side is no multiple of the patch, or slots do not match frames.
@@ -99,14 +99,14 @@ def pack(samples: Sequence[Sample], patch_size: int) -> PackedBatch:
         raise InputError("there is nothing to pack")
     patches, grids, positions = [], [], []
     for index, (pixels, slots) in enumerate(samples):
+        patches.append(patchify(pixels, patch_size))
         frames = 1 if pixels.ndim == 3 else pixels.shape[1]
+        h, w = (side // patch_size for side in pixels.shape[-2:])
         t_ids = torch.arange(frames, device=pixels.device) if slots is None else slots.to(pixels.device)
         if t_ids.shape != (frames,):
             raise InputError(f"sample {index} has {frames} frames but slots {tuple(t_ids.shape)}")
-        grid = (frames, pixels.shape[-2] // patch_size, pixels.shape[-1] // patch_size)
-        patches.append(patchify(pixels, patch_size))
-        grids.append(grid)
-        positions.append(grid_positions(t_ids, *grid[1:]))
+        grids.append((frames, h, w))
+        positions.append(grid_positions(t_ids, h, w))
     grid_thw = torch.tensor(grids, device=patches[0].device)
     return PackedBatch(torch.cat(patches), grid_thw, torch.cat(positions))
 
@@ -122,16 +122,13 @@ def segment_lengths(grid_thw: Tensor, rows: int) -> list[int]:
     Raises:
         InputError: The grid is no (n, 3) int64, or a segment does not fit the rows; it is named.
     """
-    if grid_thw.ndim != 2 or grid_thw.shape[1:] != (3,) or grid_thw.dtype != torch.int64:
+    if grid_thw.ndim != 2 or grid_thw.shape[1] != 3 or not len(grid_thw) or grid_thw.dtype != torch.int64:
         raise InputError(f"grid_thw is {grid_thw.dtype} {tuple(grid_thw.shape)}; it must be int64 (n, 3)")
-    lengths, end = [], 0
+    lengths: list[int] = []
     for index, (t, h, w) in enumerate(grid_thw.tolist()):
         lengths.append(t * h * w)
-        end += lengths[-1]
-        if min(t, h, w) < 1 or end > rows:
-            raise InputError(
-                f"segment {index}, {t} x {h} x {w}, does not fit: it would end at {end} of {rows}"
-            )
-    if end < rows:
-        raise InputError(f"the last segment, {len(lengths) - 1}, ends at row {end} of {rows}")
+        if min(t, h, w) < 1 or sum(lengths) > rows:
+            raise InputError(f"segment {index}, {t} x {h} x {w}, ends at row {sum(lengths)} of {rows}")
+    if sum(lengths) < rows:
+        raise InputError(f"the last segment, {len(lengths) - 1}, ends at row {sum(lengths)} of {rows}")
     return lengths

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from hilm.errors import InputError
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Patches to embed, in order.
-
-    Attributes:
-        sources: (B, N, 3) int64: frame, row, column in the pixels.
-        positions: (B, N, 3) int64: slot, row, column in the virtual clip.
-    """
-
-    sources: Tensor
-    positions: Tensor
-
-
 def select_tokens(
     grid: tuple[int, int, int, int], virtual: int | None, visible: Tensor | None, slots: Tensor | None
-) -> Tokens:
+) -> tuple[Tensor, Tensor]:
     """Choose tokens of a batch of clips.
 
     Args:
@@ -35,31 +20,32 @@ def select_tokens(
         slots: (B, T) int64 slots of the frames. When None they are 0 … T - 1 if there are as many frames as
             slots or ``visible`` is None; else they are what ``visible`` says, if it names T whole frames.
 
+    Returns:
+        (B, N, 3) frame, row and column in the pixels, and (B, N, 3) slot, row and column in the virtual clip.
+
     Raises:
         InputError: Indices or slots have another shape, are out of range, or do not say which frame is meant.
     """
     batch, frames, rows, columns = grid
     virtual, area = virtual or frames, rows * columns
     if slots is not None:
-        _check_slots(slots, batch, frames, virtual)
+        _check_slots(slots, (batch, frames), virtual)
     if visible is None:
         index = torch.arange(frames * area).expand(batch, -1)
         frame = index // area
         slot = frame if slots is None else slots.to(frame.device).gather(1, frame)
     else:
-        index = visible
         _check_visible(visible, batch, virtual * area)
-        slot = visible // area
-        frame = _frames(slot, _slots(visible, frames, area, virtual) if slots is None else slots, virtual)
+        index, slot = visible, visible // area
+        slots = _slots_of(visible, frames, area, virtual) if slots is None else slots.to(slot.device)
+        frame = _frame_of(slot, slots, virtual)
     place = (index % area // columns, index % columns)
-    return Tokens(torch.stack((frame, *place), -1), torch.stack((slot, *place), -1))
+    return torch.stack((frame, *place), -1), torch.stack((slot, *place), -1)
 
 
-def _check_slots(slots: Tensor, batch: int, frames: int, virtual: int) -> None:
-    if slots.shape != (batch, frames) or slots.dtype != torch.int64:
-        raise InputError(
-            f"frame_slots is {slots.dtype} {tuple(slots.shape)}; it must be int64 {(batch, frames)}"
-        )
+def _check_slots(slots: Tensor, shape: tuple[int, int], virtual: int) -> None:
+    if slots.shape != shape or slots.dtype != torch.int64:
+        raise InputError(f"frame_slots is {slots.dtype} {tuple(slots.shape)}; it must be int64 {shape}")
     if slots.min() < 0 or slots.max() >= virtual or (slots.sort(1).values.diff() == 0).any():
         raise InputError(f"frame_slots must be distinct and from 0 to {virtual - 1}: {slots.tolist()}")
 
@@ -74,28 +60,27 @@ def _check_visible(visible: Tensor, batch: int, size: int) -> None:
         raise InputError(f"visible_indices from {low} to {high}; the virtual clip has {size} tokens, from 0")
 
 
-def _slots(visible: Tensor, frames: int, area: int, virtual: int) -> Tensor:
+def _slots_of(visible: Tensor, frames: int, area: int, virtual: int) -> Tensor:
     """Find the slots of all frames, (B, T), from the indices."""
     if frames == virtual:
         return torch.arange(frames, device=visible.device).expand(len(visible), -1)
     ordered = visible.sort(1).values
     slots = ordered[:, ::area] // area
     whole = slots[..., None] * area + torch.arange(area, device=visible.device)
-    if slots.shape[1] != frames or not torch.equal(whole.flatten(1), ordered):
+    distinct = bool((slots.diff() > 0).all())
+    if slots.shape[1] != frames or not distinct or not torch.equal(whole.flatten(1), ordered):
         raise InputError(
-            f"{frames} frames were given of a virtual clip of {virtual}, and visible_indices do not name "
-            f"{frames} whole frames",
+            f"visible_indices do not name {frames} whole frames of a virtual clip of {virtual}",
             hint="say with frame_slots which slot each frame has",
         )
     return slots
 
 
-def _frames(slot: Tensor, slots: Tensor, virtual: int) -> Tensor:
+def _frame_of(slot: Tensor, slots: Tensor, virtual: int) -> Tensor:
     """Find the frame of every token, (B, N), from its slot."""
     owners = torch.full((len(slots), virtual), -1, device=slot.device)
     numbers = torch.arange(slots.shape[1], device=slot.device).expand(len(slots), -1)
-    frame = owners.scatter(1, slots.to(slot.device), numbers).gather(1, slot)
+    frame = owners.scatter(1, slots, numbers).gather(1, slot)
     if (frame < 0).any():
-        missing = sorted(set(slot[frame < 0].tolist()))
-        raise InputError(f"visible_indices name slots without a frame: {missing[:8]}")
+        raise InputError(f"visible_indices name slots without a frame: {slot[frame < 0].unique().tolist()}")
     return frame

@@ -64,6 +64,11 @@ GROUPS = {
 }
 """Option → the switches that use it."""
 
+EXPERTS_PLAN = {"moe.experts.up_proj": "colwise", "moe.experts.down_proj": "rowwise"}
+MIXER_PLAN = dict.fromkeys(
+    ("eta_raw", "energy", "b_raw", "bump_gain", "v_proj", "x_proj", "k_proj", "q_proj"), "colwise"
+) | {"feature_proj": "rowwise", "y_proj": "rowwise"}
+
 
 class ResNetBKConfig(PreTrainedConfig):
     """What a ResNet-BK model is made of.
@@ -176,6 +181,22 @@ class ResNetBKConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check_values()
         self._check_combinations()
+        self.base_model_tp_plan = self._tensor_parallel_plan()
+
+    def _tensor_parallel_plan(self) -> dict[str, str]:
+        """Part → how transformers divides it among processes.
+
+        Experts are cut through their hidden units. Operators never talk to each other, so each process owns
+        some of them; not where their mean phase decides about a token.
+        """
+        plan = {"moe.experts": "moe_tp_experts"} | EXPERTS_PLAN
+        if not self.use_scattering_router and not self.use_act:
+            absent = set() if self.use_prime_bump else {"bump_gain"}
+            absent |= set() if self.use_semiseparable else {"x_proj", "y_proj"}
+            absent |= set() if self.low_rank else {"k_proj", "q_proj"}
+            plan["mixer"] = "local_params"
+            plan |= {f"mixer.{name}": how for name, how in MIXER_PLAN.items() if name not in absent}
+        return {f"layers.*.{name}": how for name, how in plan.items()}
 
     def _check_values(self) -> None:
         for name in COUNTS + (("low_rank",) if self.low_rank is not None else ()):

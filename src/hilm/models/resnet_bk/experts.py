@@ -56,10 +56,8 @@ class ResNetBKExperts(nn.Module):
             return ALL_EXPERTS_FUNCTIONS["grouped_mm"](self, hidden, chosen, weights)
         out, up, down = torch.zeros_like(hidden), self.up_proj, self.down_proj
         fewest = min(len(hidden), GROUP_ROWS)
-        for expert in range(self.num_experts):
+        for expert in chosen[chosen < self.num_experts].unique().tolist():
             token, slot = torch.where(chosen == expert)
-            if not len(token):
-                continue
             rows = hidden[functional.pad(token, (0, max(0, fewest - len(token))))]
             answer = functional.linear(self.act_fn(functional.linear(rows, up[expert])), down[expert])
             answer = answer[: len(token)] * weights[token, slot, None]

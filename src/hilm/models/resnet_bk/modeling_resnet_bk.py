@@ -129,6 +129,21 @@ class ResNetBKPreTrainedModel(PreTrainedModel):
         name: str = super().get_correct_experts_implementation(requested_experts or "eager")
         return name
 
+    @classmethod
+    def maybe_distribute_model(
+        cls, model: ResNetBKPreTrainedModel, distributed_config: Any, mesh: Any
+    ) -> Any:
+        """Divide a model among processes; each gets whole operators.
+
+        Raises:
+            ValueError: Their number is not a multiple of the processes' number.
+        """
+        size = 1 if distributed_config is None else distributed_config.tp_size
+        channels = model.config.bk_channels
+        if channels % size and "layers.*.mixer" in model.config.base_model_tp_plan:
+            raise ValueError(f"bk_channels is {channels}; {size} processes need a multiple of {size}")
+        return super().maybe_distribute_model(model, distributed_config, mesh)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -292,6 +307,7 @@ class ResNetBKLMHead(ResNetBKPreTrainedModel):
     """A head over the vocabulary, and its loss."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: ResNetBKConfig) -> None:
         super().__init__(config)
@@ -376,6 +392,18 @@ class ResNetBKForCausalLM(ResNetBKLMHead, GenerationMixin):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
+
+    def _prepare_model_inputs(
+        self, inputs: Tensor | None, bos_token_id: Tensor | None, model_kwargs: dict[str, Any]
+    ) -> tuple[Tensor, str, dict[str, Any]]:
+        """Let an empty prompt, (B, 0), begin a text."""
+        prompt, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+        if prompt.shape[1]:
+            return prompt, name, model_kwargs
+        begin, name, _ = super()._prepare_model_inputs(None, bos_token_id, {})
+        if model_kwargs.get("attention_mask") is not None:
+            model_kwargs["attention_mask"] = begin.new_ones(len(prompt), 1)
+        return begin.expand(len(prompt), 1), name, model_kwargs
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
