@@ -47,6 +47,10 @@ COMMANDS: Mapping[str, Entry] = {
     "diff": Entry("Recognise", "searching:diff", "Compare two checkpoints and say how they are related."),
     "lineage": Entry("Recognise", "lineage:lineage", "Which model comes from which, as a tree."),
     "dedupe": Entry("Recognise", "lineage:dedupe", "What is there twice, and what differences would save."),
+    "parity": Entry("Prove", "parity:parity", "Prove that two implementations of one model agree."),
+    "features": Entry(
+        "Prove", "features:features", "Hidden states of a padded and a packed model, compared."
+    ),
     "list": Entry("Store", "library:list_models", "The models in the store."),
     "stats": Entry("Store", "library:stats", "What the store holds, in figures."),
     "show": Entry("Store", "library:show", "One model of the store; --sheet and --picture draw it."),

@@ -1,0 +1,307 @@
+"""A comparison for people and programs: text, JUnit XML, an HTML page with the worst tokens marked."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from html import escape
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+
+from hilm.extras import require
+from hilm.parity.verdict import place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from hilm.parity.features import FeatureReport
+    from hilm.parity.inputs import Item
+    from hilm.parity.verdict import ParityReport, Stage
+
+WIDEST = 640
+COLOURS = {"pass": "#2a7", "fail": "#c33", "inherited": "#c90"}
+
+
+def describe_divergence(report: ParityReport) -> str:
+    """Write where both sides part, in one line."""
+    found = report.first_divergence
+    if found is None:
+        local = [s.ratio for s in report.stages if s.mode == "local" and s.ratio is not None]
+        if not local:
+            return "no divergence seen; the floor was not measured"
+        layers = len({s.stage for s in report.stages if s.stage.startswith("layer.") and "/" not in s.stage})
+        return f"no divergence; {layers} layers at {min(local):.2f}-{max(local):.2f} x floor"
+    text = f"first divergence: {found['stage']}" + (f" / {found['sub']}" if found.get("sub") else "")
+    if found.get("ratio") is not None:
+        text += f", ratio {found['ratio']:.3g} (bar {found['bar']:g}) in {found['precision']}"
+    if found.get("token"):
+        sample, t, y, x = found["token"]
+        text += f", worst token of {found['input']} t={t} y={y} x={x}" + (
+            f" sample={sample}" if sample else ""
+        )
+    text += f": {found['detail']}" if found.get("detail") else ""
+    return text + (f"; inherited by {', '.join(found['inherited'])}" if found.get("inherited") else "")
+
+
+def console(report: ParityReport) -> str:
+    """Write a line per stage, but those that passed both ways once; the first divergence; the verdicts."""
+    lines = [f"reference  {report.reference}", f"candidate  {report.candidate}", ""]
+    if report.audit is not None:
+        counts = ", ".join(f"{n} {word}" for word, n in sorted(report.audit.weights.items()) if n)
+        lines += [
+            f"weights    {counts or 'none'}",
+            *(f"fault      {f}" for f in report.audit.faults[:20]),
+            "",
+        ]
+    fed = {(stage.input, stage.precision) for stage in report.stages if stage.mode == "local"}
+    for stage in report.stages:
+        known = stage.mode == "free" and stage.status == "pass" and (stage.input, stage.precision) in fed
+        if stage.status != "shared" and not known:
+            lines.append(_stage_line(stage))
+    floor = report.at_precision_floor
+    lines += [
+        "",
+        describe_divergence(report),
+        f"compatible: {'yes' if report.compatible else 'no'}",
+        f"at precision floor: {'not measured' if floor is None else 'yes' if floor else 'no'}",
+        f"verdict: {report.verdict}",
+    ]
+    return "\n".join(lines)
+
+
+def _stage_line(stage: Stage) -> str:
+    ratio = "" if stage.ratio is None else f"{stage.ratio:10.3g} x floor"
+    cosine = f"  cosine {stage.figures['cosine_min']:.6f}" if stage.figures else ""
+    token = f"  worst {tuple(stage.worst[0]['token'])}" if stage.worst and stage.status == "fail" else ""
+    line = (
+        f"{stage.status:9} {stage.input}  {stage.stage:15} {stage.precision:8} {stage.mode:5}{ratio}{cosine}"
+    )
+    return f"{line}{token}  {stage.detail}".rstrip()
+
+
+def junit(report: ParityReport) -> str:
+    """Write JUnit XML: a suite per input, a case per stage, mode and precision."""
+    root = ET.Element("testsuites", name="hilm parity")
+    for item in report.items or ():
+        stages = [stage for stage in report.stages if stage.input == item.name]
+        cases = [(f"{s.stage} {s.mode} {s.precision}".strip(), s.status, _metrics_line(s)) for s in stages]
+        _suite(root, item.name, cases)
+    if report.audit is not None and report.audit.faults:
+        _suite(root, "audit", [(fault, "fail", fault) for fault in report.audit.faults])
+    return ET.tostring(root, encoding="unicode", xml_declaration=True)
+
+
+def features_junit(report: FeatureReport) -> str:
+    """Write JUnit XML of feature comparisons."""
+    root = ET.Element("testsuites", name="hilm features")
+    cases = [(m.name, "fail" if m.reason else "pass", m.reason) for m in report.matches]
+    _suite(root, "features", cases or [("any", "fail", "nothing to compare")])
+    return ET.tostring(root, encoding="unicode", xml_declaration=True)
+
+
+def _suite(root: ET.Element, name: str, cases: Sequence[tuple[str, str, str]]) -> None:
+    failures = sum(status == "fail" for _, status, _ in cases)
+    suite = ET.SubElement(root, "testsuite", name=name, tests=str(len(cases)), failures=str(failures))
+    for title, status, text in cases:
+        case = ET.SubElement(suite, "testcase", classname=name, name=title)
+        if status == "fail":
+            ET.SubElement(case, "failure", message=text).text = text
+        elif status == "not measured":
+            ET.SubElement(case, "skipped", message=text)
+
+
+def _metrics_line(stage: Stage) -> str:
+    if not stage.figures:
+        return stage.detail
+    ratio = "" if stage.ratio is None else f"ratio {stage.ratio:.4g} of {stage.bar:g}, "
+    return f"{ratio}min cosine {stage.figures['cosine_min']:.8f}, rel L2 {stage.figures['rel_l2']:.4g}"
+
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}
+table{border-collapse:collapse;font-size:13px}
+td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:left}
+.pass{color:#186}.fail{color:#b22;font-weight:600}.inherited{color:#a60}h1 small{font-weight:400;color:#666}
+figure{display:inline-block;margin:.5rem}svg{max-width:100%;height:auto}
+svg g text{fill:#fff;stroke:#024;stroke-width:.6px;paint-order:stroke}
+figcaption{font-size:13px;color:#555}"""
+
+
+def page(report: ParityReport) -> str:
+    """Write one HTML page without scripts or links: verdicts, charts, pictures, audit, all stages."""
+    floor = {None: "not measured", True: "yes", False: "no"}[report.at_precision_floor]
+    title = f"{report.reference} and {report.candidate}"
+    parts = [
+        f"<h1>Parity: <span class={report.verdict}>{report.verdict}</span></h1><p>{escape(title)}</p>",
+        f"<p>{escape(describe_divergence(report))}</p>",
+        f"<p>compatible: {'yes' if report.compatible else 'no'}; at precision floor: {floor}</p>",
+        *(f"<p class=inherited>{escape(warning)}</p>" for warning in report.warnings),
+        *_charts(report),
+        *(f"<h2>{escape(item.name)}</h2>{_pictures(item, report)}" for item in report.items),
+        _audit_table(report),
+        _stage_table(report.stages),
+    ]
+    return _html("hilm parity", parts)
+
+
+def features_page(report: FeatureReport) -> str:
+    """Write one HTML page of feature comparisons."""
+    verdict = "pass" if report.ok else "fail"
+    rows = "".join(
+        f"<tr><td>{escape(m.name)}<td>{escape(str(m.shapes[0]))}<td>{escape(str(m.shapes[1]))}"
+        f"<td>{'' if m.measured is None else f'{m.measured.cosine_min:.8f}'}"
+        f"<td class={'fail' if m.reason else 'pass'}>{escape(m.reason or 'pass')}"
+        for m in report.matches
+    )
+    table = f"<table><tr><th>input<th>HF<th>packing<th>min cosine<th>result{rows}</table>"
+    return _html("hilm features", [f"<h1>Features: <span class={verdict}>{verdict}</span></h1>", table])
+
+
+def _html(title: str, parts: Sequence[str]) -> str:
+    head = f'<!doctype html><html lang=en><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return head + "\n".join(part for part in parts if part)
+
+
+def _charts(report: ParityReport) -> list[str]:
+    """Draw local ratios in forward order, one chart per input and precision, on a log scale."""
+    charts = []
+    for item in report.items:
+        for precision in dict.fromkeys(s.precision for s in report.stages if s.precision):
+            stages = [
+                s
+                for s in report.stages
+                if s.input == item.name
+                and s.precision == precision
+                and s.mode == "local"
+                and s.ratio is not None
+            ]
+            if stages:
+                label = f"{item.name}, {precision}: local error / floor"
+                charts.append(
+                    f"<h2>{escape(label)}</h2>{_chart(sorted(stages, key=lambda s: place(s.stage)))}"
+                )
+    return charts
+
+
+def _chart(stages: Sequence[Stage]) -> str:
+    width, height, left = max(360, 16 * len(stages) + 60), 220, 50
+    top = max(10.0, *(s.ratio for s in stages if s.ratio is not None and math.isfinite(s.ratio)))
+    y: Callable[[float], float] = lambda ratio: (
+        height - 30 - (height - 50) * math.log10(max(min(ratio, top), 0.1) * 10) / math.log10(top * 10)
+    )
+    lines = []
+    for value, colour, name in ((1.0, "#888", "floor"), (stages[0].bar or 1.5, "#c33", "bar")):
+        lines.append(
+            f'<line x1="{left}" x2="{width}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="{colour}"/>'
+        )
+        if name == "bar":
+            lines.append(f'<text x="2" y="{y(value):.1f}" font-size="11">{name} {value:g}</text>')
+    dots = [
+        f'<circle cx="{left + 16 * (n + 0.5):.0f}" cy="{y(s.ratio or 0.1):.1f}" r="4" '
+        f'fill="{COLOURS.get(s.status, "#888")}"><title>{escape(s.stage)}: {s.ratio:.3g}</title></circle>'
+        for n, s in enumerate(stages)
+    ]
+    ends = [(0, stages[0].stage), (len(stages) - 1, stages[-1].stage)]
+    names = [
+        f'<text x="{left + 16 * n}" y="{height - 8}" font-size="11" text-anchor="{"end" if n else "start"}">'
+        f"{escape(name)}</text>"
+        for n, name in ends
+    ]
+    names.append(f'<text x="2" y="{y(top):.1f}" font-size="11">{top:.3g}</text>')
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    return f"<svg {size}>{''.join(lines + dots + names)}</svg>"
+
+
+def _pictures(item: Item, report: ParityReport) -> str:
+    """Draw the frames with the error of every token over them and the worst tokens outlined."""
+    stage = _telling_stage(item, report)
+    if item.frames is None or stage is None or stage.trial is None or stage.trial.measured is None:
+        return ""
+    # A pass on a cut of the input has its own places; they are drawn where its grid lies in the whole.
+    whole = len(stage.trial.keys) >= math.prod(item.grid)
+    shown = item if whole else item.reduced()
+    if shown.frames is None:
+        return ""
+    frames, rows, columns = shown.grid
+    heat = np.zeros((frames, rows, columns))
+    keys, errors = stage.trial.keys, stage.trial.measured.errors
+    inside = (keys[:, 1:] >= 0).all(axis=1) & (keys[:, 1:] < (frames, rows, columns)).all(axis=1)
+    heat[tuple(keys[inside, 1:].T)] = errors[inside]
+    low = heat.min()
+    drawn = [
+        _frame(shown.frames[t], (heat[t] - low) / (heat.max() - low or 1), t, stage, shown.patch)
+        for t in range(frames)
+    ]
+    caption = f"<p>error per token at {escape(stage.stage)} ({escape(stage.precision)}, {stage.mode})</p>"
+    return caption + "".join(drawn)
+
+
+def _telling_stage(item: Item, report: ParityReport) -> Stage | None:
+    ours = [
+        s
+        for s in report.stages
+        if s.input == item.name and s.trial is not None and s.trial.measured is not None
+    ]
+    found = report.first_divergence or {}
+    name = found.get("stage", "")
+    full = f"{name}/{found['sub']}" if found.get("sub") and found["sub"] != "wiring" else name
+    telling = [
+        s
+        for s in ours
+        if s.stage == full and s.mode == found.get("mode") and s.precision == found["precision"]
+    ]
+    return (telling or [s for s in ours if s.status == "fail"] or ours or [None])[0]  # type: ignore[list-item]
+
+
+def _frame(frame: NDArray[np.uint8], heat: NDArray[np.float64], t: int, stage: Stage, patch: int) -> str:
+    height, width, _ = frame.shape
+    weight = np.kron(heat, np.ones((patch, patch)))[:height, :width, None] * 0.75
+    weight = np.pad(weight, ((0, height - weight.shape[0]), (0, width - weight.shape[1]), (0, 0)))
+    blended = frame * (1 - weight) + np.array([255, 0, 0]) * weight
+    image = require("PIL.Image")
+    buffer = io.BytesIO()
+    picture = image.fromarray(blended.astype(np.uint8))
+    scale = min(1.0, WIDEST / width)
+    picture.resize((max(1, round(width * scale)), max(1, round(height * scale)))).save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    marks = "".join(_mark(token, stage, patch) for token in stage.worst if token["token"][1] == t)
+    shown = f'width="{max(240, round(width * scale))}" viewBox="0 0 {width} {height}"'
+    link = f'href="data:image/png;base64,{data}" width="{width}" height="{height}"'
+    return f"<figure><svg {shown}><image {link}/>{marks}</svg><figcaption>t={t}</figcaption></figure>"
+
+
+def _mark(token: dict[str, Any], stage: Stage, patch: int) -> str:
+    _, t, y, x = token["token"]
+    ratio = "" if stage.ratio_token is None else f", ratio {stage.ratio_token:.3g}"
+    text = f"t={t} y={y} x={x}, cosine {token['cosine']:.6f}{ratio}"
+    size = max(3.0, patch / 3)
+    return (
+        f'<g><title>{text}</title><rect x="{x * patch}" y="{y * patch}" width="{patch}" height="{patch}" '
+        f'fill="none" stroke="#06f" stroke-width="{patch / 10:.2f}"/><text x="{x * patch + 1}" '
+        f'y="{y * patch + size}" font-size="{size:.1f}">{t},{y},{x}</text></g>'
+    )
+
+
+def _audit_table(report: ParityReport) -> str:
+    if report.audit is None:
+        return ""
+    found = report.audit
+    rows = [(word, str(count)) for word, count in sorted(found.weights.items())]
+    rows += [("fault", fault) for fault in found.faults]
+    rows += [(key, f"{a} / {b}") for key, (a, b) in {**found.config, **found.settings}.items()]
+    cells = "".join(f"<tr><td>{escape(a)}<td>{escape(b)}" for a, b in rows)
+    return f"<h2>Audit</h2><table>{cells}</table>"
+
+
+def _stage_table(stages: Sequence[Stage]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(s.input)}<td>{escape(s.stage)}<td>{s.mode}<td>{s.precision}"
+        f"<td class={s.status.split()[0]}>{s.status}<td>{escape(_metrics_line(s))}"
+        for s in stages
+    )
+    titles = "<tr><th>input<th>stage<th>mode<th>precision<th>status<th>figures"
+    return f"<h2>Stages</h2><table>{titles}{rows}</table>"
