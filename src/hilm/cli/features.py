@@ -146,8 +146,9 @@ def verify(
     html: Path | None,
 ) -> None:
     """Compare the features of both models; ends with exit code 3 if they do not match."""
+    from hilm.files import write_file  # noqa: PLC0415
     from hilm.parity import report  # noqa: PLC0415 only this command pays for it
-    from hilm.parity.features import verify_features, write_file  # noqa: PLC0415
+    from hilm.parity.features import verify_features  # noqa: PLC0415
 
     found = verify_features(features_dir, threshold=threshold, norm_tolerance=norm_tolerance)
     for path, make in ((junit, report.features_junit), (html, report.features_page)):

@@ -89,9 +89,9 @@ def run(
 
     REFERENCE and CANDIDATE are model folders, ONNX files, dumps, or module:package.module:factory.
     """
+    from hilm.files import write_file  # noqa: PLC0415
     from hilm.parity import report  # noqa: PLC0415 only this command pays for it
     from hilm.parity.engine import compare  # noqa: PLC0415
-    from hilm.parity.features import write_file  # noqa: PLC0415
     from hilm.parity.sides import open_runner  # noqa: PLC0415
     from hilm.parity.verdict import Gates  # noqa: PLC0415
 

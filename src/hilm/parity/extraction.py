@@ -19,8 +19,9 @@ import psutil
 
 from hilm.errors import UsageError
 from hilm.extras import require
+from hilm.files import write_file
 from hilm.parity.encoders import describe, encoder_runner, fit_reading
-from hilm.parity.features import METADATA, SIDES, flatten, write_file
+from hilm.parity.features import METADATA, SIDES, flatten
 from hilm.parity.inputs import read_inputs
 from hilm.parity.metrics import measure
 from hilm.weights import open_checkpoint

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hilm.errors import InputError, StorageError
+from hilm.errors import InputError
 from hilm.parity.inputs import read_arrays
 from hilm.parity.metrics import NORM_TOLERANCE, THRESHOLD, judge, measure
 
@@ -32,23 +31,6 @@ MAX_METADATA = 64 << 20
 def flatten(array: NDArray[Any]) -> NDArray[Any]:
     """Drop a batch axis of 1: ``(1, N, D)`` and ``(N, D)`` are the same tokens."""
     return array[0] if array.ndim == 3 and array.shape[0] == 1 else array
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file that appears complete or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        try:
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
 @dataclass(frozen=True, slots=True)

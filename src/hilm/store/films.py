@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hilm.errors import UsageError
+from hilm.files import write_file
 from hilm.reel.decoder import Reel
 from hilm.reel.front import FPS
 from hilm.reel.pictures import Drawable, drawables
 from hilm.reel.preview import draw_state, measure
 from hilm.reel.video import encode_preview
 from hilm.store.bases import is_reel, open_reel
-from hilm.store.files import write_file
 from hilm.weights import open_checkpoint
 from hilm.weights.roles import classify
 

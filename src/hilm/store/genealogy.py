@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hilm.errors import UnknownModel, UsageError
+from hilm.files import write_file
 from hilm.lineage.picture import draw_trees
 from hilm.lineage.scan import ScanIndex
 from hilm.lineage.search import SHORT_LIST, Print
 from hilm.lineage.statistics import GRAM_NULL, critical_cosine
 from hilm.lineage.tree import HINT, lineage_graph
-from hilm.store.files import write_file
 from hilm.store.searching import query_print
 
 if TYPE_CHECKING:

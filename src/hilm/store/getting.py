@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hilm.errors import UsageError
+from hilm.files import write_file
 from hilm.store.bases import open_reel
-from hilm.store.files import write_file
 from hilm.weights.dtypes import DTYPES, ELEMENTS, decode
 from hilm.weights.statistics import LayerStatistics
 

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hilm.files import write_file
 from hilm.reel.decoder import decode_files
 from hilm.reel.verification import verify_reel
 from hilm.store.bases import open_reel
-from hilm.store.files import write_file
 from hilm.store.getting import safetensors_file
 from hilm.store.reading import no_progress
 from hilm.weights import open_checkpoint

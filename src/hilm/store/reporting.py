@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hilm.errors import UsageError
+from hilm.files import write_file
 from hilm.reel.decoder import Reel
 from hilm.reel.rate_plot import Point, draw_rates
 from hilm.reel.report import measure_reel, total
 from hilm.store.bases import find_base, find_content, open_base, open_reel
-from hilm.store.files import write_file
 from hilm.store.reading import no_progress
 from hilm.store.store import Store
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hilm.errors import InputError, NetworkError, UsageError
+from hilm.files import write_file
 from hilm.reel.decoder import Reel
 from hilm.reel.heatmap import draw_heatmap
 from hilm.reel.pictures import drawables
 from hilm.reel.preview import contact_sheets
 from hilm.store.bases import find_chain, is_reel, open_reel
-from hilm.store.files import write_file
 from hilm.weights import open_checkpoint
 from hilm.weights.dtypes import DTYPES
 from hilm.weights.statistics import LayerStatistics

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hilm.errors import StorageError
-from hilm.store.files import write_file
+from hilm.files import write_file
 
 
 def test_pieces_are_written_behind_each_other_and_folders_made(tmp_path):
