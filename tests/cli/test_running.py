@@ -62,10 +62,8 @@ def test_labels_context_and_texts(folders, capsys):  # noqa: F811
         capsys, "question-answering", "--model", squad, "who?", "--context", "the cat sat", "--json"
     )
     assert (code, json.loads(out)["answer"] in "the cat sat") == (0, True)
-    code, out, _ = run(
-        capsys, "summarization", "--model", folders["summarization"], "the cat", "--option", "min_new_tokens=3",
-        "--option", "max_new_tokens=3",
-    )  # fmt: skip
+    three = ["--option", "min_new_tokens=3", "--option", "max_new_tokens=3"]
+    code, out, _ = run(capsys, "summarization", "--model", folders["summarization"], "the cat", *three)
     assert (code, len(out.split())) == (0, 3)
 
 

@@ -17,9 +17,8 @@ CONFIG = {
 
 def test_the_tree_of_the_documentation():
     libraries = [answer["library"] for answer in guide()["answers"]]
-    assert libraries == [
-        "Hub", "datasets", "Transformers (pipelines)", "Transformers + Accelerate", "TRL + PEFT", "Accelerate",
-    ]  # fmt: skip
+    assert libraries[:3] == ["Hub", "datasets", "Transformers (pipelines)"]
+    assert libraries[3:] == ["Transformers + Accelerate", "TRL + PEFT", "Accelerate"]
     assert [answer["goal"] for answer in guide()["answers"]] == list(GOALS)
     with pytest.raises(UsageError, match="dream"):
         guide("dream")
@@ -43,12 +42,8 @@ def test_the_way_to_train_is_the_first_that_fits(tmp_path):
 def test_large_models_are_advised_parts(tmp_path, columns, peft):
     folder = write_sparse(tmp_path / "large", (1 << 20, 1 << 10 if columns == 1 else columns << 10))
     (folder / "config.json").write_text(json.dumps(CONFIG))
-        '{"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 9, "vocab_size": 9}'
-    )
-    document = guide("finetune", str(folder), machine=Machine("cuda", 4, 1 << 50))
+    machine = Machine("cuda", 4, 1 << 50)
+    document = guide("finetune", str(folder), machine=machine)
     assert document["peft"] == peft
     assert document["answers"][0]["library"] == "PEFT + Accelerate"
-    assert (
-        "--nproc 4"
-        in guide("distribute", str(folder), machine=Machine("cuda", 4, 1))["answers"][0]["command"]
-    )
+    assert "--nproc 4" in guide("distribute", str(folder), machine=machine)["answers"][0]["command"]
