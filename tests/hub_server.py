@@ -48,7 +48,9 @@ def is_large(path: str, body: bytes) -> bool:
 
 
 def pointer(body: bytes) -> bytes:
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256(body)}\nsize {len(body)}\n".encode()
+    return (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256(body)}\nsize {len(body)}\n".encode()
+    )
 
 
 @dataclass
@@ -149,7 +151,9 @@ class HubServer:
         self.http.server_close()
         self.thread.join()
 
-    def add(self, repo_id: str, files: dict[str, bytes] | Path, kind: str = "models", **options) -> Repository:
+    def add(
+        self, repo_id: str, files: dict[str, bytes] | Path, kind: str = "models", **options
+    ) -> Repository:
         """A repository with one commit; ``files`` may be a folder."""
         if isinstance(files, Path):
             found = sorted(path for path in files.rglob("*") if path.is_file())
@@ -175,7 +179,9 @@ class HubServer:
             monkeypatch.setenv(name, value)
         for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH"):
             monkeypatch.delenv(name, raising=False)
-        known = {"ENDPOINT": self.endpoint, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HOME": str(home),
+        known = {"ENDPOINT": self.endpoint,
+                 "HUGGINGFACE_CO_URL_TEMPLATE": f"{self.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+                 "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HOME": str(home),
                  "HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token"),
                  "HF_STORED_TOKENS_PATH": str(home / "stored_tokens")}  # fmt: skip
         for name, value in known.items():
@@ -299,7 +305,9 @@ class HubServer:
 
     def search(self, query, body, role, kind):
         author = query.get("author", [""])[0]
-        ids = sorted(i for k, i in self.repositories if k == kind and i.startswith(f"{author}/" if author else ""))
+        ids = sorted(
+            i for k, i in self.repositories if k == kind and i.startswith(f"{author}/" if author else "")
+        )
         start, size = int(query.get("cursor", ["0"])[0]), int(query.get("limit", [PAGE])[0])
         size, more = min(size, PAGE), {}
         if start + size < len(ids):
@@ -330,9 +338,15 @@ class HubServer:
         if found is None:
             return error("RevisionNotFound")
         start, recursive = unquote(under or ""), query.get("recursive", ["false"])[0].lower() == "true"
-        entries = [described(i) for i in sorted(found[1].items()) if i[0].startswith(f"{start}/" if start else "")]
-        folders = sorted({str(p) for e in entries for p in PurePosixPath(e["path"]).parents if str(p) not in {".", start}})
-        entries += [{"type": "directory", "path": p, "oid": sha256(p.encode())[:40], "size": 0} for p in folders]
+        entries = [
+            described(i) for i in sorted(found[1].items()) if i[0].startswith(f"{start}/" if start else "")
+        ]
+        folders = sorted(
+            {str(p) for e in entries for p in PurePosixPath(e["path"]).parents if str(p) not in {".", start}}
+        )
+        entries += [
+            {"type": "directory", "path": p, "oid": sha256(p.encode())[:40], "size": 0} for p in folders
+        ]
         if not recursive:
             entries = [e for e in entries if str(PurePosixPath(e["path"]).parent) == (start or ".")]
         return reply(entries) if entries or not start else error("EntryNotFound")
@@ -345,7 +359,11 @@ class HubServer:
         text = body.decode()
         wanted = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text)["paths"]
         wanted = [wanted] if isinstance(wanted, str) else wanted
-        return reply([described(i) for i in found[1].items() if i[0] in wanted]) if found else error("RevisionNotFound")
+        return (
+            reply([described(i) for i in found[1].items() if i[0] in wanted])
+            if found
+            else error("RevisionNotFound")
+        )
 
     def resolve(self, query, body, role, kind, repo_id, revision, path):
         prefix = f"/{kind}/" if kind else "/"
@@ -359,7 +377,9 @@ class HubServer:
             return error("GatedRepo", 403 if role else 401)
         headers = {"X-Repo-Commit": found[0], "Accept-Ranges": "bytes"}
         if path not in found[1]:
-            return Reply(404, headers=headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "no such file"})
+            return Reply(
+                404, headers=headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "no such file"}
+            )
         content = found[1][path]
         if not is_large(path, content):
             return Reply(200, content, headers | {"ETag": f'"{git_id(content)}"'})
@@ -369,7 +389,9 @@ class HubServer:
 
     def download(self, query, body, role, oid):
         found = self.objects.get(oid)
-        return Reply(404) if found is None else Reply(200, found, {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+        return (
+            Reply(404) if found is None else Reply(200, found, {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+        )
 
 
 def reply(document: object) -> Reply:

@@ -36,7 +36,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One verification: what was compared, the figure, its limit and the verdict ("pass", "fail", a relation)."""
+    """One verification: what was compared, the figure, its limit, and the verdict or relation."""
 
     what: str
     value: float
@@ -128,7 +128,10 @@ def _result(metric: Metric) -> dict[str, Any]:
         "task": {"type": metric.task},
         "dataset": {"type": metric.dataset, "name": metric.dataset},
         "metrics": [{"type": metric.type, "value": metric.value, "verified": False}],
-        "source": {"name": metric.source or "self-reported", "url": f"https://huggingface.co/{metric.dataset}"},
+        "source": {
+            "name": metric.source or "self-reported",
+            "url": f"https://huggingface.co/{metric.dataset}",
+        },
     }
 
 
@@ -141,11 +144,16 @@ def _sections(facts: CardFacts) -> Iterator[tuple[str, str]]:
     yield "Training", _table(("setting", "value"), [(k, _plain(v)) for k, v in facts.training.items()])
     rows = [(m.task, m.dataset, m.type, _plain(m.value), m.source or "self-reported") for m in facts.metrics]
     yield "Evaluation", _table(("task", "data set", "metric", "value", "report"), rows)
-    checks = [(c.what, _plain(c.value), "" if c.limit is None else _plain(c.limit), c.verdict) for c in facts.checks]
+    checks = [
+        (c.what, _plain(c.value), "" if c.limit is None else _plain(c.limit), c.verdict) for c in facts.checks
+    ]
     yield "Verification", _table(("what", "measured", "limit", "verdict"), checks)
     if total:
         stored = f"{total:,} parameters, stored as {', '.join(sorted(facts.dtypes))}.\n\n"
-        yield "Parameters", stored + _table(("layer type", "count"), [(r, f"{n:,}") for r, n in facts.roles.items()])
+        yield (
+            "Parameters",
+            stored + _table(("layer type", "count"), [(r, f"{n:,}") for r, n in facts.roles.items()]),
+        )
     yield "Limitations", facts.limitations.strip() or UNDOCUMENTED
     digest = f"\n\nManifest of the run: `{facts.run}`" if facts.run else ""
     yield "Reproduce", f"```sh\n{facts.command}\n```{digest}" if facts.command else digest.strip()
@@ -155,10 +163,7 @@ def _snippet(facts: CardFacts) -> str:
     """Code that loads the model, or the command that fetches it."""
     trust = ", trust_remote_code=True" if facts.remote_code else ""
     if facts.library == "peft" and facts.base_model:
-        code = (
-            "from peft import AutoPeftModel\n\n"
-            f'model = AutoPeftModel.from_pretrained("{facts.repo_id}")'
-        )
+        code = f'from peft import AutoPeftModel\n\nmodel = AutoPeftModel.from_pretrained("{facts.repo_id}")'
     elif facts.library == "transformers" and facts.architecture:
         auto = next((a for suffix, a in _AUTO.items() if facts.architecture.endswith(suffix)), "AutoModel")
         code = f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("{facts.repo_id}"{trust})'
@@ -202,4 +207,6 @@ def diff(a: str, b: str) -> dict[str, tuple[object, object]]:
 def _parts(text: str) -> dict[str, object]:
     fields, body = front_matter.split(text)
     pieces = re.split(r"^##? +(.+)$", body, flags=re.MULTILINE)
-    return fields | {f"# {title.strip()}": text.strip() for title, text in zip(pieces[1::2], pieces[2::2], strict=True)}
+    return fields | {
+        f"# {title.strip()}": text.strip() for title, text in zip(pieces[1::2], pieces[2::2], strict=True)
+    }
