@@ -9,7 +9,7 @@ os.environ["HILM_POISON"] = "1"  # buffers are overwritten before they are reuse
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.hub_server import HubServer
+from tests.hub_server import GOOD, HubServer
 from tests.servers import forget_connections
 
 # A run started in the background ignores Ctrl-C, and so would everything that the tests interrupt.

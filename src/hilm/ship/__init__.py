@@ -30,6 +30,7 @@ _HOMES = {
     "check_base": "card_lineage",
     "create_model_card": "card_facts",
     "gather": "card_facts",
+    "index_organisation": "organisation",
     "pull": "download",
     "plan_push": "upload",
     "push": "upload",

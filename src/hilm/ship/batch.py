@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hilm.errors import HilmError, InputError, UsageError
-from hilm.ship.upload import plan_push, push
 from hilm.ship.staging import SIZES, TORCH
+from hilm.ship.upload import plan_push, push
 
 if TYPE_CHECKING:
     from os import PathLike

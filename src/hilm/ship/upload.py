@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from hilm.errors import ChecksumMismatch, InputError, NotFound, UsageError
 from hilm.ship.card_rules import CARD, Finding, check
-from hilm.ship.hub import attempt, client, patience, translate
 from hilm.ship.download import content_id
+from hilm.ship.hub import attempt, client, patience, translate
 from hilm.ship.references import is_repository
 from hilm.ship.staging import Staged, stage
 from hilm.weights.byte_source import identify
