@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hilm.errors import HilmError, InputError, OfflineError, UsageError
+from hilm.errors import HilmError, InputError, NetworkError, OfflineError, UsageError
 from hilm.extras import choose_device, require
 from hilm.inference.tasks import check_head
 from hilm.weights import open_checkpoint
@@ -74,7 +74,8 @@ def load(
         if isinstance(error, HilmError):
             raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{name}: {reason}", hint="is it a whole transformers model?") from error
+        found = InputError if Path(name).exists() else NetworkError
+        raise found(f"{name}: {reason}", hint="is it a whole transformers model?") from error
     if report["missing_keys"] and not allow_random_head:
         raise UsageError(
             f"{name}: the head is freshly initialised: {', '.join(sorted(report['missing_keys'])[:3])}",
