@@ -28,9 +28,8 @@ def find_model(task: Task, model: str | None, revision: str | None) -> tuple[str
     if "/" in name and not Path(name).exists() and not is_hub_id(name):
         raise InputError(f"there is no folder {name}", hint="give a model folder or organisation/name")
     try:
-        with open_checkpoint(
-            f"hf://{name}" if model is None else name, revision=revision
-        ) as checkpoint:  # headers only: are the files whole?
+        where = f"hf://{name}" if model is None else name
+        with open_checkpoint(where, revision=revision) as checkpoint:  # headers only: are the files whole?
             size = sum(file.size for file in checkpoint.files) / 1e6
     except OfflineError as error:
         raise OfflineError(error.message, hint="name a model folder: --model FOLDER") from error

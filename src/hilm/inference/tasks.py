@@ -59,7 +59,8 @@ _TASKS = (
          _GENERATION | {"num_return_sequences", "return_full_text"}),
     Task("zero-shot-classification", _CLASSIFIER, "facebook/bart-large-mnli", "d7645e1",
          frozenset({"labels", "multi_label", "hypothesis_template"})),
-    Task("fill-mask", "MaskedLM", "distilbert/distilroberta-base", "fb53ab8", frozenset({"top_k", "targets"})),
+    Task("fill-mask", "MaskedLM", "distilbert/distilroberta-base", "fb53ab8",
+         frozenset({"top_k", "targets"})),
 )  # fmt: skip
 TASKS: Mapping[str, Task] = {task.name: task for task in _TASKS}
 """Name → task. Any ``translation_XX_to_YY`` is one too."""
