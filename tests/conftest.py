@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HILM_POISON"] = "1"  # buffers are overwritten before they are reused, in child processes too
@@ -49,6 +51,8 @@ def brisk(monkeypatch):
 
     patience = hub.Patience(tries=4, first=0.001, longest=0.002, obey=1)
     monkeypatch.setattr(hub, "PATIENCE", patience)
+    asleep = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})
+    monkeypatch.setattr("huggingface_hub.file_download.time", asleep)
     for module in ("hub_files.PATIENCE", "http_source.PATIENCE"):
         monkeypatch.setattr(f"hilm.weights.{module}", patience)
     for function in (client.http_backoff, client.http_stream_backoff.__wrapped__):
