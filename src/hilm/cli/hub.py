@@ -109,6 +109,7 @@ def pulled(document: Document) -> str:
 @click.pass_context
 def push(
     context: click.Context,
+    /,
     *,
     source: str | None,
     repo: str | None,
