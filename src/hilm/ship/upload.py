@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hilm.errors import ChecksumMismatch, InputError, NotFound, UsageError
-from hilm.ship.card_rules import CARD, Finding, check
+from hilm.ship.card_check import Finding, check
+from hilm.ship.card_rules import CARD
 from hilm.ship.download import content_id
 from hilm.ship.hub import attempt, client, patience, translate
 from hilm.ship.references import is_repository
