@@ -8,8 +8,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from hilm.cli.main import main
+from hilm.models.resnet_bk import PRESETS, create_resnet_bk_for_hf
+from tests.hub_server import ROLES
 from tests.tiny import bert_like, write_model
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "requirements.md"
@@ -37,12 +40,7 @@ def test_the_table_holds_the_documented_lines():
 
 @pytest.fixture
 def username(local_hub, monkeypatch, tmp_path):
-    """A folder of checkpoints, and a Hub that knows the user and token of the guide; its 1B is a 1M in disguise."""
-    import torch
-
-    from hilm.models.resnet_bk import PRESETS, create_resnet_bk_for_hf
-    from tests.hub_server import ROLES
-
+    """A folder of checkpoints, and a Hub that knows the guide's user and token; 1B is a 1M in disguise."""
     local_hub.owner = "username"
     monkeypatch.setitem(ROLES, "YOUR_HF_TOKEN", "write")
     monkeypatch.setitem(PRESETS, "1B", PRESETS["1M"])

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hilm.cli.main import main
+from hilm.models.resnet_bk import create_resnet_bk_for_hf
 from tests.hub_server import GOOD
 from tests.ship.cards import CONFIG, TENSORS, good
 from tests.tiny import write_model
@@ -81,9 +83,6 @@ def test_login_whoami_logout(local_hub, tmp_path, capsys, monkeypatch):
 
 
 def test_documented_uploads(online, tmp_path, monkeypatch, capsys):
-    torch = pytest.importorskip("torch")
-    from hilm.models.resnet_bk import create_resnet_bk_for_hf
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     model = create_resnet_bk_for_hf("1M", vocab_size=60)
@@ -112,9 +111,6 @@ print(torch.equal(model.lm_head.weight, hub.lm_head.weight), model.lm_head.weigh
 
 @pytest.mark.timeout(200)
 def test_what_was_pushed_is_loaded_by_its_id(online, tmp_path):
-    torch = pytest.importorskip("torch")
-    from hilm.models.resnet_bk import create_resnet_bk_for_hf
-
     torch.save(create_resnet_bk_for_hf("1M", vocab_size=60).state_dict(), tmp_path / "bk.pt")
     assert main(["push", str(tmp_path / "bk.pt"), "someone/bk", "--model-size", "1M"]) == 0
     environment = os.environ | online.environment(tmp_path / "fresh", GOOD) | {"OMP_NUM_THREADS": "1"}

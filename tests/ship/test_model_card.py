@@ -7,6 +7,7 @@ import pytest
 
 import hilm
 from hilm import errors
+from hilm.cli.main import main
 from hilm.ship import CardFacts, build, check, check_base, create_model_card, diff, front_matter, gather
 from hilm.ship.model_card import Check, Metric
 from tests.ship.cards import CONFIG, TENSORS, adapter, good
@@ -36,7 +37,7 @@ def test_the_same_facts_give_the_same_bytes():
     assert list(fields) == sorted(fields)
     assert fields["base_model"] == "org/base"
     for words in (
-        "1,024 parameters, stored as BF16, F32.", "| merge | 3e-07 | 1e-05 | pass |", "| mlp | 1,000 |",
+        "1,024 parameters, stored as BF16, F32.", "| merge | 3e-07 | 1e-05 | pass |",  "| mlp | 1,000 |",
         'AutoModelForCausalLM.from_pretrained("me/it")', "hilm fit sft run.yaml", "sha256:cd", "| method | sft |",
     ):  # fmt: skip
         assert words in body
@@ -152,8 +153,6 @@ def test_a_declared_base_is_compared_with_the_weights(family):
 
 
 def test_a_false_base_ends_with_3(family, capsys):
-    from hilm.cli.main import main
-
     declare, store = family
     assert main(["card", "check", str(declare("org/base")), "--lineage", str(store)]) == 0
     assert main(["card", "check", str(declare("org/stranger")), "--lineage", str(store), "--json"]) == 3
