@@ -38,7 +38,8 @@ def test_the_same_facts_give_the_same_bytes():
     assert fields["base_model"] == "org/base"
     for words in (
         "1,024 parameters, stored as BF16, F32.", "| merge | 3e-07 | 1e-05 | pass |",  "| mlp | 1,000 |",
-        'AutoModelForCausalLM.from_pretrained("me/it")', "hilm fit sft run.yaml", "sha256:cd", "| method | sft |",
+        'AutoModelForCausalLM.from_pretrained("me/it")', "hilm fit sft run.yaml", "sha256:cd",
+        "| method | sft |",
     ):  # fmt: skip
         assert words in body
 

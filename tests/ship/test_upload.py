@@ -89,6 +89,8 @@ def test_new_repositories_are_private_unless_asked(online, tmp_path):
     assert not online.repositories["models", "someone/b"].private
     with pytest.raises(errors.UsageError, match="is public"):
         push(folder, "someone/b", private=True)
+    with pytest.raises(errors.UsageError, match="is public"):
+        push(folder, "someone/b", check_card=False)
 
 
 def test_what_is_private_stays_at_home(online, tmp_path):
