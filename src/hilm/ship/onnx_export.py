@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import onnx_ir
 from torch.export import Dim
@@ -152,6 +153,10 @@ def write(
     for node in program.graph:
         if node.op_type == "Scan" and not node.attributes["scan_output_directions"].value:
             del node.attributes["scan_output_directions"]  # the quantiser cannot read an empty list
+    for value in program.graph.initializers.values():
+        if value.dtype == onnx_ir.DataType.DOUBLE and np.isneginf(value.const_value.numpy()).any():
+            lowest = np.full(value.shape, np.finfo(np.float64).min)  # what a mask multiplies by 0 as well
+            value.const_value = onnx_ir.tensor(lowest, name=value.name)
     program.metadata_props.update(
         {"hilm": __version__, "model_type": model.config.model_type, "graph": graph}
     )
