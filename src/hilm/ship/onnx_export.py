@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import time
 import warnings
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ PRECISIONS = {"float32": 1e-5, "float64": 1e-5, "float16": 2e-2}
 """Precision → largest absolute error that passes; float16 is compared with the float32 model."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class ExportReport:
     """What was exported, and how far it is from the model.
 
@@ -201,7 +201,6 @@ def described(
 ) -> ExportReport:
     """Report on a graph that lies at ``part`` and is meant for ``path``."""
     model = onnx.load(part, load_external_data=False)
-    measured = ("max_abs_error", "max_rel_error", "top1_agreement", "tolerance", "lengths", "batches", "ok")
     return ExportReport(
         path=str(path),
         files=tuple(str(path.with_name(file.name)) for file in files_of(part)),
@@ -210,5 +209,10 @@ def described(
         nodes=len(model.graph.node),
         bytes=sum(file.stat().st_size for file in files_of(part)),
         seconds=seconds,
-        **({} if report is None else {name: getattr(report, name) for name in measured}),
+        **({} if report is None else measured(report)),
     )
+
+
+def measured(report: VerificationReport) -> dict[str, Any]:
+    """Return what an export's report repeats of its verification."""
+    return {name: value for name, value in dataclasses.asdict(report).items() if name != "path"}
