@@ -10,18 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from hilm.errors import ChecksumMismatch
+from hilm.errors import ChecksumMismatch, UsageError
 from hilm.reel.curve import cells
 from hilm.reel.layout import CHUNK_ELEMENTS
 from hilm.reel.words import WordView, word_view
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
     from numpy.typing import NDArray
 
@@ -77,6 +76,20 @@ CARRIERS: Final[Mapping[str, Carrier]] = MappingProxyType({
     ),
 })  # fmt: skip
 SUFFIXES: Final = tuple(carrier.suffix for carrier in CARRIERS.values() if carrier.suffix)
+
+
+def carrier_settings(carrier: str, layout: str) -> dict[str, Any]:
+    """Settings of a carrier; none of the packed one.
+
+    Raises:
+        UsageError: There is no such carrier or layout.
+    """
+    if carrier not in {"packed", *CARRIERS} or layout not in {"auto", *LAYOUTS}:
+        raise UsageError(
+            f"no carrier {carrier!r} with layout {layout!r}",
+            hint=f"packed, {', '.join(CARRIERS)}; auto, {', '.join(LAYOUTS)}",
+        )
+    return {} if carrier == "packed" else {"carrier": carrier, "layout": layout}
 
 
 class Carried(NamedTuple):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hilm.errors import UnsupportedFormat, UsageError
-from hilm.reel.carrier import CARRIERS, LAYOUTS, Placement, is_carried
+from hilm.errors import UnsupportedFormat
+from hilm.reel.carrier import CARRIERS, Placement, carrier_settings, is_carried
 from hilm.reel.distortion import Distortion, mean_error
 from hilm.reel.front import draw_front
 from hilm.reel.head import Coder
@@ -71,6 +71,7 @@ class EncodeReport:
         unpaired: Tensors of a delta that the base does not have.
         energy_lost: Share of the energy of the differences that rounding them lost.
         resumed: Slabs that an interrupted run had written already.
+        layouts: Layout of every tensor that a video carries, and the percentage it saved.
     """
 
     reel: ReelFacts
@@ -82,6 +83,7 @@ class EncodeReport:
     unpaired: tuple[str, ...] = ()
     energy_lost: float = 0.0
     resumed: int = 0
+    layouts: dict[str, tuple[str, float]] = field(default_factory=dict)
 
 
 def encode_archive(
@@ -104,13 +106,14 @@ def encode_archive(
         threads: Chunks coded at a time; all cores by default. The bytes do not depend on it.
         carrier: What the symbols ride in: ``packed``, or a key of `hilm.reel.carrier.CARRIERS`, a lossless
             video beside the reel or, for ``vp9``, in front of it.
-        layout: Where elements lie in its frames: one of `LAYOUTS`, or for each tensor what measures least.
+        layout: Where elements lie in its frames: ``raster``, ``flat``, ``hilbert``, or for each tensor
+            what measures least.
 
     Raises:
         StorageError: The reel cannot be written; nothing appears under its name.
         SourceChanged: A file changed while it was read.
     """
-    ride = check_carrier(carrier, layout)
+    ride = carrier_settings(carrier, layout)
     return write_reel(checkpoint, out, "archive", ride, lambda _: None, preview, sinks, threads)
 
 
@@ -151,7 +154,7 @@ def encode_small(
             f"{checkpoint.name}: PyTorch files keep checksums of their values, which rounding would break",
             hint="save the model as safetensors, or use --mode archive",
         )
-    ride = check_carrier(carrier, layout)
+    ride = carrier_settings(carrier, layout)
     quantizer = find_quantizer(checkpoint, rounding, threads or os.cpu_count() or 1)
     settings = ride | {
         "st": quantizer.step,
@@ -166,20 +169,6 @@ def encode_small(
         return quantizer if whole is not None and rounding.applies(whole) else None
 
     return write_reel(checkpoint, out, "small", settings, choose, preview, sinks, threads)
-
-
-def check_carrier(carrier: str, layout: str) -> dict[str, Any]:
-    """Settings of a carrier; none of the packed one.
-
-    Raises:
-        UsageError: There is no such carrier or layout.
-    """
-    if carrier not in {"packed", *CARRIERS} or layout not in {"auto", *LAYOUTS}:
-        raise UsageError(
-            f"no carrier {carrier!r} with layout {layout!r}",
-            hint=f"packed, {', '.join(CARRIERS)}; auto, {', '.join(LAYOUTS)}",
-        )
-    return {} if carrier == "packed" else {"carrier": carrier, "layout": layout}
 
 
 def write_reel(
@@ -248,7 +237,8 @@ def write_reel(
         facts = writer.finish(manifest)
         resumed = writer.resumed
     frames = len(front["frames"]) if front else 0
-    return EncodeReport(facts, mode, weights, frames, digests, nmse or 0.0, resumed=resumed)
+    layouts = {t["name"]: (t["layout"], t["layout_gain"]) for t in tensors if "layout_gain" in t}
+    return EncodeReport(facts, mode, weights, frames, digests, nmse or 0.0, resumed=resumed, layouts=layouts)
 
 
 def _key(checkpoint: Checkpoint, *settings: object) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from hilm.errors import HeaderError, InputError, SourceChanged, StorageError
 from hilm.reel.carrier import FPS, SIDE
 from hilm.reel.crc32c import crc32c
-from hilm.reel.journal import Journal
+from hilm.reel.journal import Journal, film_of
 from hilm.reel.manifest import canonical_json, check_manifest
 from hilm.reel.records import RECORD, RECORD_LIMIT, Kind, check_records
 from hilm.reel.sections import (
@@ -354,11 +354,6 @@ class ReelWriter:
 def part_of(out: Path) -> Path:
     """Where a reel is while it is written."""
     return out.with_name(out.name + ".part")
-
-
-def film_of(part: Path) -> Path:
-    """Where the video of a reel is while both are written."""
-    return part.with_name(part.name + ".film")
 
 
 def companion_of(out: Path, suffix: str) -> Path:
