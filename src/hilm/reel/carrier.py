@@ -71,7 +71,7 @@ CARRIERS: Final[Mapping[str, Carrier]] = MappingProxyType({
     "utvideo": Carrier("utvideo", "utvideo", "yuv420p", "avi", ".avi", {"pred": "none"}, tag="ULY0"),
     "vp9": Carrier(
         "vp9", "libvpx-vp9", "yuv420p", "mp4", "",
-        {"lossless": "1", "deadline": "good", "cpu-used": "4", "lag-in-frames": "0"},
+        {"lossless": "1", "deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0"},
         {"movflags": "+faststart"},
     ),
 })  # fmt: skip
