@@ -38,6 +38,7 @@ FEW_BITS = 3
         "hilm encode ./bert-base ./roberta-base --max-params 30000",
         "hilm encode --models ./bert-base ./roberta-base --storage-dir experiment_1",
         "hilm encode ./my-bert --mode delta --base ./bert-base",
+        "hilm encode ./bert-base --carrier ffv1",
         "hilm encode ./gpt2 --stream --layers attention mlp --chunk-size 8000 --max-params 35000",
     ),
 )

@@ -216,8 +216,13 @@ class Film:
             Offset, size and CRC32C of every packet, in order; and what a decoder needs to know besides.
 
         Raises:
+            UsageError: There are no frames.
             EncoderError: The encoder lost something.
         """
+        if not self._checks:
+            raise UsageError(
+                "the model has no tensor that a video carries", hint="--carrier packed serves all of them"
+            )
         with _encoding():
             self._file.mux(self._stream.encode(None))
             chapters = [

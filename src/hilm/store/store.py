@@ -479,15 +479,26 @@ class Store:
 
         return film_models(self, models, out, tensor=tensor, difference=difference)
 
-    def remove(self, model: str) -> dict[str, Any]:
+    def remove(self, model: str, *, force: bool = False) -> dict[str, Any]:
         """Forget a model, and delete its reels where no other model is in them.
+
+        Args:
+            model: Its name.
+            force: Also if deltas in the store were taken from it, and no other model has the same content.
 
         Raises:
             UnknownModel: No model of that name.
+            UsageError: Deltas need it.
         """
         from hilm.store.shelf import discard  # noqa: PLC0415 - only deleting needs it
 
-        self.row(model)
+        key = self.row(model)["content_key"]
+        deltas = {row["name"] for row in self.catalog.rows("reels", {"base_content_key": key})} - {model}
+        if deltas and not force and len(self.catalog.models({"content_key": key})) == 1:
+            raise UsageError(
+                f"deltas were taken from {model}: {', '.join(sorted(deltas))}",
+                hint="remove those first, or --force: they cannot be decoded without it",
+            )
         return {
             "removed": model,
             "deleted_reels": discard(self.catalog, self.reels, self.catalog.delete([model])),
