@@ -154,7 +154,7 @@ def test_the_price_of_a_video_is_said_before_it_is_written(house, hilm):
     ran = hilm("encode", "wide", "--carrier", "utvideo", "--storage-dir", "store", "--json", "--no-preview")
     assert ran.code == 0, ran.err
     assert "bits per weight where packed costs" in ran.err
-    assert "1 tensors in flat layout" in ran.err
+    assert "tensors in flat layout: 1" in ran.err
     assert ran.document["models"][0]["carrier"] == "utvideo"
     reel = ran.document["models"][0]["reel"]
     assert hilm("verify", reel, "--against", "wide", "--json").document["ok"]

@@ -160,7 +160,7 @@ def _layout_notes(reel: Document) -> Iterator[str]:
         gains = [gain for chosen, gain in reel.get("layouts", {}).values() if chosen == layout]
         if gains:
             saved = f", saving up to {max(gains):.1f} %" if any(gains) else ""
-            yield f"{len(gains)} tensors in {layout} layout{saved}"
+            yield f"tensors in {layout} layout: {len(gains)}{saved}"
 
 
 def encoded(document: Document) -> str:

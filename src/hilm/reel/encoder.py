@@ -236,7 +236,8 @@ def write_reel(
             manifest["totals"]["nmse"] = nmse
         facts = writer.finish(manifest)
         resumed = writer.resumed
-    frames = len(front["frames"]) if front else 0
+        film_frames = np.count_nonzero(writer.index["kind"] == Kind.PACKET) if film[0] else 0
+    frames = len(front["frames"]) if front else film_frames
     layouts = {t["name"]: (t["layout"], t["layout_gain"]) for t in tensors if "layout_gain" in t}
     return EncodeReport(facts, mode, weights, frames, digests, nmse or 0.0, resumed=resumed, layouts=layouts)
 
@@ -361,7 +362,7 @@ class _SlabSink:
         back = words if coded.decoded is None else coded.decoded
         self._sha256.update(back.data)
         if self._decoded is not None:
-            if self._planner is not None:  # what is kept may be no weights at all
+            if self._planner is not None and dtype.word.itemsize > 1:  # single bytes are never rounded
                 self._distortion.add(back, words, dtype)
             self._decoded.add(info, self._offset, back)
         self._offset += self._fill
