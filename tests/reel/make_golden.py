@@ -5,12 +5,15 @@ Run: python -m tests.reel.make_golden    (what is there stays as it is: it is of
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from hilm.reel.carrier import SUFFIXES
 from hilm.reel.delta_base import CheckpointBase
 from hilm.reel.delta_encoder import encode_delta
 from hilm.reel.encoder import encode_archive, encode_small
@@ -18,6 +21,9 @@ from hilm.reel.rate import Rounding
 from hilm.reel.sampling import encode_samples
 from hilm.weights import open_checkpoint
 from tests.reel.archives import sample_model
+from tests.reel.reference_carrier import read_carried
+from tests.reel.reference_decoder import decode_slab, read_reel, read_tensor
+from tests.reel.reference_delta import read_delta
 from tests.tiny import stored, write_model
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -97,7 +103,31 @@ def write(model: Path, name: str, job) -> None:
             job(checkpoint, out)
 
 
+def reference(name):
+    """Every tensor, by the decoders that share no code with the package."""
+    data = (GOLDEN / f"{name}.reel.mp4").read_bytes()
+    companions = (GOLDEN / f"{name}.reel{suffix}" for suffix in SUFFIXES)
+    video = next((path.read_bytes() for path in companions if path.exists()), data)
+    manifest, records = read_reel(data, video)
+    if manifest["carrier"] != "packed":
+        return read_carried(data, video)
+    if manifest["mode"] == "sample":
+        (sample,) = manifest["samples"]
+        return {"sample": decode_slab(records[0], records[1:], "F32", 1, sample["fill"])}
+    if manifest["mode"] == "delta":
+        return read_delta(data, reference("archive"))
+    return {tensor["name"]: read_tensor(tensor, records) for tensor in manifest["tensors"]}
+
+
+def digests(name):
+    """SHA-256 of every tensor of a golden reel."""
+    return {tensor: hashlib.sha256(raw).hexdigest() for tensor, raw in reference(name).items()}
+
+
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         make(Path(temporary))
+    names = sorted(path.name.removesuffix(".reel.mp4") for path in GOLDEN.glob("*.reel.mp4"))
+    document = json.dumps({name: digests(name) for name in names}, indent=1, sort_keys=True)
+    (GOLDEN / "expected.json").write_text(document + "\n")

@@ -7,34 +7,15 @@ import json
 
 import pytest
 
-from hilm.reel.carrier import CARRIERS, SUFFIXES
+from hilm.reel.carrier import CARRIERS
 from hilm.reel.decoder import Reel
 from hilm.reel.head import Coder
 from hilm.reel.records import Kind
 from hilm.reel.verification import verify_reel
-from tests.reel.make_golden import GOLDEN
-from tests.reel.reference_carrier import read_carried
-from tests.reel.reference_decoder import decode_slab, read_reel, read_tensor
-from tests.reel.reference_delta import read_delta
+from tests.reel.make_golden import GOLDEN, reference
 
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 """Reel → tensor → SHA-256 of its stored bytes."""
-
-
-def reference(name):
-    """Every tensor, by the decoders that share no code with the package."""
-    data = (GOLDEN / f"{name}.reel.mp4").read_bytes()
-    companions = (GOLDEN / f"{name}.reel{suffix}" for suffix in SUFFIXES)
-    video = next((path.read_bytes() for path in companions if path.exists()), data)
-    manifest, records = read_reel(data, video)
-    if manifest["carrier"] != "packed":
-        return read_carried(data, video)
-    if manifest["mode"] == "sample":
-        (sample,) = manifest["samples"]
-        return {"sample": decode_slab(records[0], records[1:], "F32", 1, sample["fill"])}
-    if manifest["mode"] == "delta":
-        return read_delta(data, reference("archive"))
-    return {tensor["name"]: read_tensor(tensor, records) for tensor in manifest["tensors"]}
 
 
 def decoded(name):
