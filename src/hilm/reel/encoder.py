@@ -236,7 +236,7 @@ def write_reel(
             manifest["totals"]["nmse"] = nmse
         facts = writer.finish(manifest)
         resumed = writer.resumed
-        film_frames = np.count_nonzero(writer.index["kind"] == Kind.PACKET) if film[0] else 0
+        film_frames = int((writer.index["kind"] == Kind.PACKET).sum()) if film[0] else 0
     frames = len(front["frames"]) if front else film_frames
     layouts = {t["name"]: (t["layout"], t["layout_gain"]) for t in tensors if "layout_gain" in t}
     return EncodeReport(facts, mode, weights, frames, digests, nmse or 0.0, resumed=resumed, layouts=layouts)
