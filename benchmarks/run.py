@@ -27,6 +27,7 @@ BENCHMARKS = (
     "archive",
     "small",
     "report",
+    "carriers",
     "delta",
     "corruption",
     "fingerprint",
