@@ -11,8 +11,9 @@ from hilm.lineage.gram import WORDS
 from hilm.store import Store
 from hilm.weights import open_checkpoint
 from tests.lineage.family import mixed, reads_stream
+from tests.lineage.kinship import plus, task, ties
 from tests.store.conftest import tiny, tuned
-from tests.tiny import write_model
+from tests.tiny import bert_like, write_model
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +146,21 @@ def test_what_cannot_be_searched_is_said(filled, house, store):
         store.search(house / "base")
     with pytest.raises(UsageError):
         filled.search("base", method="magic")
+
+
+def test_parents_of_a_ties_merge_are_proved_by_values(tmp_path):
+    base = bert_like(1)
+    tasks = [task(base, 10 + k, shared=99, share=0.4) for k in range(3)]
+    models = {"base": base} | {f"child-{k}": plus(base, (1, t)) for k, t in enumerate(tasks)}
+    folders = [write_model(tmp_path / name, tensors) for name, tensors in models.items()]
+    merged = write_model(tmp_path / "merged", ties(base, *tasks[:2]))
+    store = Store(tmp_path / "store")
+    store.index(folders, jobs=1)
+    matches = {m["model"]: m for m in store.search(merged)["matches"]}
+    assert [m for m in matches if matches[m]["relation"] == "merge"] == ["child-0", "child-1"]
+    merge = matches["child-0"]["details"]["merge"]
+    assert (merge["kind"], merge["base"]) == ("ties", "base")
+    assert [p["factor"] for p in merge["parents"]] == pytest.approx([1, 1], abs=1e-3)
+    shutil.rmtree(folders[0])  # without the base nothing is proved
+    matches = store.search(merged)["matches"]
+    assert "ties" not in [m["details"]["merge"]["kind"] for m in matches if "merge" in m["details"]]

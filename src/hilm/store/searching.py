@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hilm.errors import InputError, NetworkError, StorageError, UnknownModel
 from hilm.lineage.adapter import find_applied, fits
 from hilm.lineage.fingerprint import fingerprint
-from hilm.lineage.merges import as_merge, find_parents
+from hilm.lineage.merges import as_merge, find_parents, replaced, siblings
 from hilm.lineage.scan import ScanIndex
 from hilm.lineage.search import Match, Method, Print, find_similar, rank
+from hilm.lineage.sparse import find_sparse_merge, read_values, sampled_names
 from hilm.lineage.statistics import GRAM_NULL
 from hilm.lineage.units import match_units
 from hilm.lineage.verdict import verdict
@@ -23,6 +26,7 @@ from hilm.weights import open_checkpoint
 if TYPE_CHECKING:
     from os import PathLike
 
+    from hilm.lineage.merges import Merge
     from hilm.store.reading import Progress
     from hilm.store.store import Store
 
@@ -34,6 +38,9 @@ KIN = 64
 
 COMPATIBLE = 512
 """Models that an adapter fits, at most: all pairs of them are compared."""
+
+TRIO = 3
+"""Models that a merge value by value takes at least: a base and two parents."""
 
 HINT = 2.2
 """Standard score of the token geometry below which weights are not read: of relatives the lowest was 2.7."""
@@ -64,24 +71,51 @@ def search_store(
     if proof and method != "hierarchical":
         near = 2 * max(top_k, PROOFS)
         matches = rank(_prove(path, matches[:near], len(index.keys), progress) + matches[near:])
-    matches = _name_parents(query, matches)
+    matches = _name_parents(query, path if proof else None, matches)
     best: dict[bytes, Match] = {}
     for match in matches:  # equal weights beside different tokenizers have several fingerprints
         best.setdefault(match.model["ref_key"], match)
     return query, list(best.values())[:top_k]
 
 
-def _name_parents(query: Print, matches: list[Match]) -> list[Match]:
-    """The matches, those that the query was merged from as its parents."""
+def _name_parents(query: Print, path: str | None, matches: list[Match]) -> list[Match]:
+    """The matches, those that the query was merged from as its parents; with a path weights may be read."""
     related = [number for number, m in enumerate(matches) if m.verdict.relation != "independent"]
     merge = find_parents(query, [matches[number].print for number in related])
+    if path is not None and (merge is None or merge.kind == "nonlinear"):
+        near = siblings(query, [matches[number].print for number in related])
+        merge = _read_parents(path, [matches[related[k]] for k in near], near) or merge
     if merge is None:
         return matches
     numbers = [related[k] for k in merge.parents]
     names = [matches[k].model["name"] for k in numbers]
+    base = matches[related[merge.base]].model["name"] if merge.base is not None else None
     for k in numbers:
-        matches[k] = replace(matches[k], verdict=as_merge(matches[k].verdict, query.name, merge, names))
+        judged = as_merge(matches[k].verdict, query.name, merge, names, base)
+        matches[k] = replace(matches[k], verdict=judged)
     return matches
+
+
+def _read_parents(path: str, matches: list[Match], numbers: list[int]) -> Merge | None:
+    """What a model was merged from value by value; what cannot be read any more is no parent."""
+    if len(matches) < TRIO:
+        return None
+    found, values = [], []
+    with suppress(InputError, NetworkError, StorageError), open_checkpoint(path) as checkpoint:
+        names = sampled_names(checkpoint)
+        child = read_values(checkpoint, names)
+        for number, match in zip(numbers, matches, strict=True):
+            with (
+                suppress(InputError, NetworkError, StorageError),
+                open_checkpoint(match.model["uri"]) as other,
+            ):
+                if other.tensors.keys() >= set(names):
+                    values.append(read_values(other, names))
+                    found.append(number)
+        if len(found) >= TRIO and {len(v) for v in values} == {len(child)}:
+            merge = find_sparse_merge(child, np.array(values))
+            return replaced(merge, found) if merge else None
+    return None
 
 
 def query_print(store: Store, model: str | PathLike[str], progress: Progress) -> tuple[Print, str, bytes]:
