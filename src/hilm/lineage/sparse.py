@@ -39,6 +39,7 @@ POSSIBLE = 4  # possible parents of one base that are tried with each other
 ENOUGH = 128  # values that show something, at least
 UNEXPLAINED = 0.1  # share of these that a merge leaves, at most: of other models of a family at least 0.12
 PART = 0.02  # share of them that every parent is needed for, at least
+MOST = 0.7  # values that show an explanation over those that show another one as good, at least
 KINDS: tuple[Kind, ...] = ("ties", "dare")
 ERRORS = ((ml_dtypes.bfloat16, 2.0**-8), (np.float16, 2.0**-10), (np.float32, 2.0**-21))
 """Types, and relative errors of values that were computed in float32 and rounded to them."""
@@ -82,16 +83,21 @@ def find_sparse_merge(child: NDArray[np.float32], others: NDArray[np.float32]) -
 
 
 def _best(child: NDArray[np.float32], others: NDArray[np.float32]) -> Merge | None:
-    """The best explanation; of several as good the one that more values show.
+    """The best explanation, of several as good one of the fewest parents that most values show.
 
-    They show less where a parent has the values of another one or the base: where it is a merge itself.
+    Fewer values show one whose parents share values with each other or the base: a parent that is a merge.
     """
     with np.errstate(over="ignore"):
         error = next(e for kind, e in ERRORS if np.array_equal(child.astype(kind).astype(np.float32), child))
     found = [
         x for base in range(len(others)) for x in _with_base(base, child.astype(np.float64), others, error)
     ]
-    return min(found, key=lambda f: (round(20 * f[1].residual), -f[0]), default=(0, None))[1]
+    if not found:
+        return None
+    rank = [(round(20 * merge.residual), len(merge.parents)) for _, merge in found]
+    good = [x for x, r in zip(found, rank, strict=True) if r == min(rank)]
+    most = max(shown for shown, _ in good)
+    return min((merge for shown, merge in good if shown >= MOST * most), key=lambda m: round(m.residual, 3))
 
 
 def _with_base(
@@ -105,8 +111,11 @@ def _with_base(
     for size in range(2, POSSIBLE + 1):
         for parents in combinations(possible[:POSSIBLE], size):
             factors = np.array([ratios[k][1] for k in parents])
+            parts = tasks[list(parents)] * factors[:, None]
             for kind in KINDS:
-                shown, left, kept = _explain(kind, change, tasks[list(parents)] * factors[:, None], error)
+                if _explain(kind, change[::8], parts[:, ::8], error[::8])[1] > 2 * UNEXPLAINED:
+                    continue  # most are told by a glance
+                shown, left, kept = _explain(kind, change, parts, error)
                 if shown >= ENOUGH and left <= UNEXPLAINED and kept.min() >= PART:
                     weights = tuple((factors * kept).tolist()) if kind == "dare" else None
                     yield shown, Merge(kind, parents, weights, None, left, base, tuple(factors.tolist()))
