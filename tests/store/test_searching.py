@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hilm.errors import NotACheckpoint, OfflineError, UnknownModel, UsageError
+from hilm.lineage.comparison import NARROW
 from hilm.lineage.fingerprint import fingerprint
 from hilm.lineage.gram import WORDS
 from hilm.store import Store
@@ -164,3 +165,17 @@ def test_parents_of_a_ties_merge_are_proved_by_values(tmp_path):
     shutil.rmtree(folders[0])  # without the base nothing is proved
     matches = store.search(merged)["matches"]
     assert "ties" not in [m["details"]["merge"]["kind"] for m in matches if "merge" in m["details"]]
+
+
+@pytest.mark.parametrize("dtype", ["F16", "F8_E4M3"])
+def test_casts_that_no_digest_shows_are_found_in_values(filled, house, tmp_path, dtype):
+    with open_checkpoint(house / "base") as checkpoint:
+        tensors = {name: checkpoint.array(name) for name in checkpoint.tensors}
+    narrow = {name: values.astype(NARROW[dtype]) for name, values in tensors.items()}
+    cast = write_model(tmp_path / "cast", {n: v.astype(np.float32) for n, v in narrow.items()})
+    found = filled.search(cast)["matches"][0]
+    assert (found["model"], found["relation"], found["details"]["cast"]) == ("base", "dtype-cast", dtype)
+    wide = {name: values.astype(np.float32) for name, values in narrow.items()}
+    name = next(name for name, values in wide.items() if values.ndim > 1)
+    trained = write_model(tmp_path / "trained", wide | {name: wide[name] * np.float32(1.01)})
+    assert filled.search(trained)["matches"][0]["relation"] == "fine-tune"

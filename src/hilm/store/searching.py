@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from hilm.errors import InputError, NetworkError, StorageError, UnknownModel
 from hilm.lineage.adapter import find_applied, fits
+from hilm.lineage.comparison import sampled_cast
 from hilm.lineage.fingerprint import fingerprint
 from hilm.lineage.merges import as_merge, find_parents, replaced, siblings
 from hilm.lineage.scan import ScanIndex
@@ -24,11 +25,14 @@ from hilm.store.work import reference_key
 from hilm.weights import open_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
 
     from hilm.lineage.merges import Merge
+    from hilm.lineage.verdict import Evidence
     from hilm.store.reading import Progress
     from hilm.store.store import Store
+    from hilm.weights.checkpoint import Checkpoint
 
 PROOFS = 8
 """Candidates whose weights are read at most."""
@@ -41,6 +45,9 @@ COMPATIBLE = 512
 
 TRIO = 3
 """Models that a merge value by value takes at least: a base and two parents."""
+
+ROUNDED = 0.998
+"""Sketch cosine of a model and a copy rounded to 8 bits, at least."""
 
 HINT = 2.2
 """Standard score of the token geometry below which weights are not read: of relatives the lowest was 2.7."""
@@ -150,15 +157,15 @@ def query_print(store: Store, model: str | PathLike[str], progress: Progress) ->
 
 
 def _prove(path: str, matches: list[Match], n: int, progress: Progress) -> list[Match]:
-    """Match hidden units where nothing is established: sees through permutations and pruned widths."""
+    """Read weights where fingerprints do not decide: of possible relatives, and of possible casts."""
     proved, left = [], PROOFS
     for number, match in enumerate(matches):
-        if not left or not _is_unclear(match):
-            proved.append(match)
-            continue
-        left -= 1
-        progress(number, len(matches), f"proof: {match.model['name']}")
-        proved.append(_with_units(path, match, n))
+        read = _match_units if _is_unclear(match) else _look_for_cast if _may_be_cast(match) else None
+        if read and left:
+            left -= 1
+            progress(number, len(matches), f"proof: {match.model['name']}")
+            match = _reread(path, match, n, read)  # noqa: PLW2901 - judged again
+        proved.append(match)
     return proved
 
 
@@ -172,7 +179,30 @@ def _is_unclear(match: Match) -> bool:
     return GRAM_NULL.z(evidence.gram) >= HINT
 
 
-def _with_units(path: str, match: Match, n: int) -> Match:
+def _may_be_cast(match: Match) -> bool:
+    """Whether the models differ by no more than the roughest rounding."""
+    return match.verdict.relation == "fine-tune" and (match.evidence.sketch or 0.0) >= ROUNDED
+
+
+def _match_units(a: Checkpoint, b: Checkpoint, evidence: Evidence) -> Evidence:
+    """Matched hidden units see through permutations and pruned widths."""
+    units = match_units(a, b)
+    if units is None:
+        return evidence
+    return replace(
+        evidence, units=units.cosine, units_z=units.z, controls=units.controls, tokens=units.tokens
+    )
+
+
+def _look_for_cast(a: Checkpoint, b: Checkpoint, evidence: Evidence) -> Evidence:
+    """Fingerprints show casts to bfloat16 only, values all."""
+    cast, casted = sampled_cast(a, b)
+    return replace(evidence, cast=cast, casted=casted)
+
+
+def _reread(
+    path: str, match: Match, n: int, read: Callable[[Checkpoint, Checkpoint, Evidence], Evidence]
+) -> Match:
     """The match, judged again with the weights of both; unchanged if one of them is not there any more."""
     try:
         with (
@@ -180,14 +210,9 @@ def _with_units(path: str, match: Match, n: int) -> Match:
             open_checkpoint(match.model["uri"]) as b,
             threadpool_limits(1, "blas"),
         ):
-            units = match_units(a, b)
+            evidence = read(a, b, match.evidence)
     except (InputError, NetworkError, StorageError):
         return match
-    if units is None:
-        return match
-    evidence = replace(
-        match.evidence, units=units.cosine, units_z=units.z, controls=units.controls, tokens=units.tokens
-    )
     return replace(match, evidence=evidence, verdict=verdict(evidence, n=n))
 
 
