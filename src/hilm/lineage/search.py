@@ -51,8 +51,6 @@ AKIN = 7.0
 COMPARED = 512
 """Matrices of a model that are compared one by one, at most."""
 
-_PROFILED = 8  # matrices that decide about lattice and codebook
-
 
 class Print:
     """A fingerprint as the catalog keeps it, with its records parsed when needed.
@@ -157,10 +155,8 @@ class Print:
         )
 
     def _profiles(self) -> list[Profile]:
-        """Profiles of a few matrices, spread evenly over the record's order."""
-        rows = records.unpack(b"HLF4", self.row["profile"], records.PROFILES, 0, 8 * records.BINS).rows
-        chosen = evenly(0, len(rows) - 1, min(_PROFILED, len(rows)))
-        return [Profile(rows["figures"][i], np.empty(0, np.int64)) for i in chosen]
+        rows = records.unpack(b"HLF4", self.row["profile"], records.PROFILES).rows
+        return [Profile(figures) for figures in rows["figures"]]
 
 
 @dataclass(frozen=True, slots=True)
