@@ -54,9 +54,7 @@ def test_names_are_not_part_of_what_is_identical():
     assert one != two
     assert records.identical_part(one, records.HASHES, 4) == records.identical_part(two, records.HASHES, 4)
     other = records.pack(b"HLF0", b"head", rows[:1], ["a"])
-    assert records.identical_part(one, records.HASHES, 4) != records.identical_part(
-        other, records.HASHES, 4
-    )
+    assert records.identical_part(one, records.HASHES, 4) != records.identical_part(other, records.HASHES, 4)
 
 
 def test_a_lone_surrogate_survives():

@@ -179,3 +179,18 @@ def test_casts_that_no_digest_shows_are_found_in_values(filled, house, tmp_path,
     name = next(name for name, values in wide.items() if values.ndim > 1)
     trained = write_model(tmp_path / "trained", wide | {name: wide[name] * np.float32(1.01)})
     assert filled.search(trained)["matches"][0]["relation"] == "fine-tune"
+
+
+def test_components_of_a_model_are_searched_for_apart(tmp_path):
+    parts = {"text": bert_like(1), "sight": bert_like(2, width=80, hidden=160)}
+    folders = [write_model(tmp_path / name, tensors) for name, tensors in parts.items()]
+    both = {f"{name}.{n}": values for name, tensors in parts.items() for n, values in tensors.items()}
+    whole = write_model(tmp_path / "whole", both)
+    store = Store(tmp_path / "store")
+    store.index([*folders, whole], jobs=1)
+    found = {c["component"]: c["matches"] for c in store.search(whole)["components"]}
+    assert [name.partition(".")[0] for name in found] == ["sight", "text"]
+    for name, matches in found.items():
+        assert [(m["model"], m["relation"]) for m in matches] == [(name.partition(".")[0], "identical")]
+    assert "components" not in store.search(folders[0])
+    assert "components" not in store.search(whole, method="features")

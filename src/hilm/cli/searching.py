@@ -140,9 +140,19 @@ def found(document: Document) -> str:
             ),
             "",
             *(clean(text) for text in dict.fromkeys(match["sentence"] for match in told)),
+            *assembled(document),
             *adapted(document),
         ]
     )
+
+
+def assembled(document: Document) -> list[str]:
+    """Write where each component comes from, if there are several."""
+    return [
+        f"{clean(part['component'])}: "
+        + (clean(part["matches"][0]["sentence"]) if part["matches"] else "no relative")
+        for part in document.get("components", ())
+    ]
 
 
 def adapted(document: Document) -> list[str]:

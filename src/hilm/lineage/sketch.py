@@ -300,6 +300,22 @@ def _code(form: NDArray[np.int8], flips: NDArray[np.int8], bits: int) -> NDArray
     return words
 
 
+def directions(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Directions that 1024-bit codes stand for, uint64 [n, 16] to ±1 times the transform, float64 [n, 1024].
+
+    Their mean cosine with the forms the codes were made of is √(2/π).
+    """
+    bits = np.unpackbits(words.astype("<u8").view(np.uint8), axis=-1, bitorder="little")
+    y: NDArray[np.float64] = 2.0 * bits - 1
+    for stage in (1 << k for k in range(10)):
+        x = y.reshape(len(y), -1, 2, stage)
+        y = np.stack([x[:, :, 0] + x[:, :, 1], x[:, :, 0] - x[:, :, 1]], axis=2, dtype=np.float64).reshape(
+            -1, RUNS
+        )
+    y *= _bit_signs()
+    return y
+
+
 def code_cosine(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
     """Agreement 1 - 2h/bits of two codes at Hamming distance h; its mean is (2/π)·asin of the cosine."""
     return 1.0 - 2.0 * int(np.bitwise_count(a ^ b).sum()) / (64 * a.size)

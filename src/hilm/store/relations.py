@@ -81,7 +81,7 @@ def _as_parent(
         one, other = rows[child], rows[parent]
         if one is None or other is None:
             continue
-        _, matches = search_store(
+        _, matches, _ = search_store(
             store, one["name"], "hierarchical", NEAREST, proof=True, progress=no_progress
         )
         for match in matches:

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from hilm.errors import InputError, NetworkError, StorageError, UnknownModel
 from hilm.lineage.adapter import find_applied, fits
 from hilm.lineage.comparison import sampled_cast
+from hilm.lineage.components import components
 from hilm.lineage.fingerprint import fingerprint
 from hilm.lineage.merges import as_merge, find_parents, replaced, siblings
 from hilm.lineage.scan import ScanIndex
@@ -61,8 +62,8 @@ def search_store(
     *,
     proof: bool,
     progress: Progress,
-) -> tuple[Print, list[Match]]:
-    """Return the query, and its matches, best first."""
+) -> tuple[Print, list[Match], dict[str, list[Match]]]:
+    """Return the query, its matches, best first, and the relatives of its components, likewise."""
     if not store.exists:
         raise UnknownModel(f"the store {store.path} is empty", hint="hilm index or hilm encode fills it")
     query, path, ref_key = query_print(store, model, progress)
@@ -79,10 +80,19 @@ def search_store(
         near = 2 * max(top_k, PROOFS)
         matches = rank(_prove(path, matches[:near], len(index.keys), progress) + matches[near:])
     matches = _name_parents(query, path if proof else None, matches)
+    parts = {}
+    for name, part in components(query).items() if method != "features" else ():
+        kin = find_similar(store.catalog, index, part, method="hierarchical", top_k=KIN, without=ref_key)
+        parts[name] = _once([m for m in kin if m.verdict.relation != "independent"])[:top_k]
+    return query, _once(matches)[:top_k], parts
+
+
+def _once(matches: list[Match]) -> list[Match]:
+    """Every model once: equal weights beside different tokenizers have several fingerprints."""
     best: dict[bytes, Match] = {}
-    for match in matches:  # equal weights beside different tokenizers have several fingerprints
+    for match in matches:
         best.setdefault(match.model["ref_key"], match)
-    return query, list(best.values())[:top_k]
+    return list(best.values())
 
 
 def _name_parents(query: Print, path: str | None, matches: list[Match]) -> list[Match]:
