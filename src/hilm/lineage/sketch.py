@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -306,14 +306,9 @@ def directions(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     Their mean cosine with the forms the codes were made of is √(2/π).
     """
     bits = np.unpackbits(words.astype("<u8").view(np.uint8), axis=-1, bitorder="little")
-    y: NDArray[np.float64] = 2.0 * bits - 1
-    for stage in (1 << k for k in range(10)):
-        x = y.reshape(len(y), -1, 2, stage)
-        y = np.stack([x[:, :, 0] + x[:, :, 1], x[:, :, 0] - x[:, :, 1]], axis=2, dtype=np.float64).reshape(
-            -1, RUNS
-        )
-    y *= _bit_signs()
-    return y
+    hadamard = reduce(np.kron, [np.array([[1.0, 1.0], [1.0, -1.0]])] * 10)
+    turned: NDArray[np.float64] = (2.0 * bits - 1) @ hadamard * _bit_signs()
+    return turned
 
 
 def code_cosine(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
