@@ -147,12 +147,12 @@ def found(document: Document) -> str:
 
 
 def assembled(document: Document) -> list[str]:
-    """Write where each component comes from, if there are several."""
-    return [
-        f"{clean(part['component'])}: "
-        + (clean(part["matches"][0]["sentence"]) if part["matches"] else "no relative")
-        for part in document.get("components", ())
-    ]
+    """Write the nearest relative of each component, if there are several."""
+    lines = []
+    for part in document.get("components", ()):
+        best = [f"{m['model']} ({m['relation']}, p {chance(m['p_value'])})" for m in part["matches"][:1]]
+        lines.append(clean(f"component {part['component']}: {best[0] if best else 'no relative'}"))
+    return lines
 
 
 def adapted(document: Document) -> list[str]:

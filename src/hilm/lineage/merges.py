@@ -345,27 +345,34 @@ def replaced(merge: Merge, numbers: Sequence[int]) -> Merge:
     return replace(merge, parents=tuple(numbers[k] for k in merge.parents), base=base)
 
 
-def siblings(child: Print, relatives: Sequence[Print]) -> list[int]:
+def siblings(child: Print, relatives: Sequence[Print], *, copies: bool = False) -> list[int]:
     """Numbers of the relatives whose values could have been mixed into the child's, the nearest first.
 
     Their shapes are equal, their sketches similar, and neither they nor the child were quantised or pruned.
+    Without ``copies`` only one of models that are equal but for rounding and names.
     """
     shapes = child.side().shapes
     return [
         i
-        for i in _nearest(child, relatives)
+        for i in _nearest(child, relatives, copies=copies)
         if relatives[i].side().shapes == shapes
         and (cosine(child.sums[0], relatives[i].sums[0]) or 0.0) >= SIBLING
     ]
 
 
-def _nearest(child: Print, relatives: Sequence[Print]) -> list[int]:
-    """Numbers of the relatives that are as they were trained, copies left out, the nearest first."""
+def _nearest(child: Print, relatives: Sequence[Print], *, copies: bool = False) -> list[int]:
+    """Numbers of the relatives that are as they were trained, the nearest first."""
     if _is_worn(child):
         return []
-    start = child.sums[0]
     useful = [i for i, p in enumerate(relatives) if p.rounded != child.rounded and not _is_worn(p)]
-    useful.sort(key=lambda i: float(np.linalg.norm(relatives[i].sums[0] - start)))
+
+    def far(i: int) -> tuple[float, bool]:
+        other = relatives[i]
+        return float(np.linalg.norm(other.sums[0] - child.sums[0])), other.vocabulary != child.vocabulary
+
+    useful.sort(key=far)
+    if copies:
+        return useful[:NEAREST]
     return list({relatives[i].rounded: i for i in reversed(useful)}.values())[::-1][:NEAREST]
 
 

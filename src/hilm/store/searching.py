@@ -100,7 +100,7 @@ def _name_parents(query: Print, path: str | None, matches: list[Match]) -> list[
     related = [number for number, m in enumerate(matches) if m.verdict.relation != "independent"]
     merge = find_parents(query, [matches[number].print for number in related])
     if path is not None and (merge is None or merge.kind == "nonlinear"):
-        near = siblings(query, [matches[number].print for number in related])
+        near = siblings(query, [matches[number].print for number in related], copies=True)
         merge = _read_parents(path, [matches[related[k]] for k in near], near) or merge
     if merge is None:
         return matches
