@@ -37,6 +37,8 @@ BENCHMARKS = (
     "demo",
     "resnet_bk",
     "learning",
+    "inference",
+    "export",
     "onevision",
 )
 
