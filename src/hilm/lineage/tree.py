@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hilm.lineage.arborescence import arborescence, shown
-from hilm.lineage.merges import NEAREST, as_merge, find_parents
+from hilm.lineage.merges import NEAREST, as_merge, find_parents, replaced
 from hilm.lineage.search import HAS_SKETCH, weigh
 from hilm.lineage.statistics import GRAM_NULL, critical_cosine
 from hilm.lineage.verdict import PRUNED_EXCESS, PRUNED_SHARE, Verdict, resizing, verdict
@@ -184,8 +184,7 @@ def _merges(
         near = [k for k in order[: 2 * NEAREST].tolist() if k != child and related[child, k]]
         merge = find_parents(own, [prints[k] for k in near])
         if merge is not None:
-            base = near[merge.base] if merge.base is not None else None
-            claims[child] = replace(merge, parents=tuple(near[k] for k in merge.parents), base=base)
+            claims[child] = replaced(merge, near)
 
     def doubt(child: int) -> float:
         base = claims[child].base

@@ -260,6 +260,8 @@ class Store:
             ``query``, ``method``, ``matches``: model, score, z, p_value, relation, level, sentence, details,
             uri; best first. For an unmerged adapter also ``adapter``: ``compatible`` (models that it fits,
             which is no evidence) and ``applied`` (pairs that differ by it: base, model, cosine, p_value).
+            Of a model of several stacks (a language model and a vision tower, an encoder and a decoder) also
+            ``components``: component and matches, those established only.
 
         Raises:
             UnknownModel: Neither a path nor a name in the store.
@@ -267,10 +269,17 @@ class Store:
         """
         from hilm.store import searching  # noqa: PLC0415 - only searching needs it
 
-        query, matches = searching.search_store(self, model, method, top_k, proof=proof, progress=progress)
+        query, matches, parts = searching.search_store(
+            self, model, method, top_k, proof=proof, progress=progress
+        )
         adapter = {"adapter": searching.describe_adapter(self, query)} if query.is_adapter else {}
         found = [_describe_match(match) for match in matches]
-        return {"query": query.name, "method": method, "matches": found} | adapter
+        components = [
+            {"component": name, "matches": [_describe_match(match) for match in near]}
+            for name, near in parts.items()
+        ]
+        document = {"query": query.name, "method": method, "matches": found}
+        return document | adapter | ({"components": components} if components else {})
 
     def lineage(
         self,
