@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hilm.errors import InputError, UsageError
 from hilm.extras import require
 from hilm.parity.audit import digests, named_weights
-from hilm.parity.loading import load_transformers, read_config, read_weights
+from hilm.parity.loading import load_adapter, load_transformers, read_config, read_weights
 from hilm.parity.runners import TorchRunner, prepare_module
 
 if TYPE_CHECKING:
@@ -42,20 +42,19 @@ def read_fields(path: str) -> dict[str, Any]:
     return dict(read_config(path).to_dict())
 
 
-def fit_reading(path: str, reading: Reading) -> tuple[dict[str, Any], Reading]:
-    """Return a model's config fields, and the reading with its patch and, where it takes but one, its size.
+def fit_reading(path: str, fields: dict[str, Any], reading: Reading) -> Reading:
+    """Return the reading with a model's patch and, where it takes but one, its size.
 
     Raises:
         InputError: It is no vision model.
     """
-    fields = read_fields(path)
     patch, size = fields.get("patch_size"), fields.get("image_size")
     sides = [size, size] if isinstance(size, int) else size
     if not isinstance(patch, int) or patch < 1:
         raise InputError(f"{path}: its config has no patch_size", hint="give a vision model")
     if is_onevision(fields) or not isinstance(sides, list | tuple):
-        return fields, replace(reading, patch=patch)
-    return fields, replace(reading, patch=patch, size=(int(sides[0]), int(sides[1])))
+        return replace(reading, patch=patch)
+    return replace(reading, patch=patch, size=(int(sides[0]), int(sides[1])))
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -81,6 +80,7 @@ def encoder_runner(
     packed: bool | None = None,
     attention: str = "sdpa",
     weights: str = "",
+    adapter: str = "",
     blocks: str = "",
     device: str = "cpu",
 ) -> TorchRunner:
@@ -91,6 +91,7 @@ def encoder_runner(
         packed: The variant of the pair wanted, converted if need be; as it is stored when None.
         attention: ``sdpa``, ``eager`` or ``flash``.
         weights: A checkpoint or reel whose weights it gets instead of its own.
+        adapter: Folder of an adapter for it.
         blocks: Path of the stack of blocks.
         device: Where it runs.
 
@@ -101,6 +102,9 @@ def encoder_runner(
     if attention == "flash" and not device.startswith("cuda"):
         raise UsageError(f"flash attention does not run on {device}", hint="--attn sdpa")
     kind = {"flash": "flash_attention_2"}.get(attention, attention)
+    if adapter:
+        load = partial(load_adapter, path, adapter)
+        return TorchRunner(load, prepare_module, f"{path}+{adapter}", blocks, device)
     config = read_fields(path)
     if not is_onevision(config):
         load = partial(load_transformers, path, weights, kind)

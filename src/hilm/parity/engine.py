@@ -17,7 +17,7 @@ from hilm.errors import UsageError
 from hilm.parity.audit import audit
 from hilm.parity.metrics import align, measure
 from hilm.parity.runners import DTYPES
-from hilm.parity.verdict import HIGHER, Gates, ParityReport, Stage, Trial, conclude, judge_stage, place
+from hilm.parity.verdict import HIGHER, Gates, Stage, Trial, conclude, judge_stage, place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hilm.parity.inputs import Item
     from hilm.parity.metrics import Keys, Rows
     from hilm.parity.runners import Runner
+    from hilm.parity.verdict import ParityReport
 
 
 @dataclass(slots=True)
@@ -118,20 +119,16 @@ def compare(
     gates, warnings = gates or Gates(), [f"{i.name}: {w}" for i in items for w in i.warnings]
     modes = _modes(reference, candidate, mode, warnings)
     found = audit(reference, candidate) if check_weights else None
-    lossy = gates.min_sqnr is not None
+    stages, plan = [], list[str]()
     if found is not None:
         warnings += found.warnings
-        if found.faults and not lossy:
-            stage = {"stage": "audit", "detail": found.faults[0]}
-            return ParityReport(
-                reference.label, candidate.label, "fail", compatible=False, at_precision_floor=False,
-                first_divergence=stage, stages=[], floor={}, audit=found, items=items, warnings=warnings,
-            )  # fmt: skip
-    pairs = list(zip(items, candidate_items or items, strict=True))
-    stages = [stage for pair in pairs for stage in compare_inputs(*pair)]
-    plan = _plan(reference, candidate, precision)
-    for low in plan:
-        stages += _compare_in(reference, candidate, pairs, low, modes, gates)
+        stages = [Stage("audit", "audit", "input", "", "fail", detail=fault) for fault in found.faults[:20]]
+    if not stages or gates.min_sqnr is not None:
+        pairs = list(zip(items, candidate_items or items, strict=True))
+        stages = [stage for pair in pairs for stage in compare_inputs(*pair)]
+        plan = _plan(candidate, precision)
+        for low in plan:
+            stages += _compare_in(reference, candidate, pairs, low, modes, gates)
     return conclude((reference.label, candidate.label), items, stages, plan, gates, require, found, warnings)
 
 
@@ -144,12 +141,11 @@ def _modes(reference: Runner, candidate: Runner, mode: str, warnings: list[str])
     return ([] if mode == "local" else ["free"]) + (["block", "sub"] if local and mode != "free" else [])
 
 
-def _plan(reference: Runner, candidate: Runner, precision: str) -> list[str]:
+def _plan(candidate: Runner, precision: str) -> list[str]:
     """Number formats to compare in, the finest first."""
     deployed = "float32" if candidate.dtype == "float64" else candidate.dtype
     if "cast" not in candidate.capabilities or precision == "deployed":
         return [deployed]
-    del reference
     return ["float32"] if precision == "float32" or deployed == "float32" else ["float32", deployed]
 
 
@@ -271,16 +267,8 @@ def compare_inputs(reference: Item, candidate: Item) -> list[Stage]:
     indices = [item.facts.get("frame_indices") for item in both]
     shapes = [None if item.frames is None else item.frames.shape for item in both]
     for stage, (a, b) in (("decode", indices), ("preprocess", shapes)):
-        results.append(
-            Stage(
-                name,
-                stage,
-                "input",
-                "",
-                "pass" if a == b else "fail",
-                detail="" if a == b else f"{b} for {a}",
-            )
-        )
+        status, detail = ("pass", "") if a == b else ("fail", f"{b} for {a}")
+        results.append(Stage(name, stage, "input", "", status, detail=detail))
     if shapes[0] is None or shapes[0] != shapes[1]:
         return results
     pixels = [item.pixels.reshape(-1, item.pixels.shape[-1]) for item in both]

@@ -15,16 +15,15 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from hilm.errors import UsageError
 from hilm.extras import require
 from hilm.files import write_file
-from hilm.parity.encoders import describe, encoder_runner, fit_reading
+from hilm.parity.encoders import describe, encoder_runner, fit_reading, read_fields
 from hilm.parity.features import METADATA, SIDES, flatten
-from hilm.parity.inputs import read_inputs
+from hilm.parity.inputs import read_inputs, recognise_inputs
+from hilm.parity.memory import estimate, refusing
 from hilm.parity.metrics import measure
-from hilm.weights import open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from hilm.parity.inputs import Item, Reading
     from hilm.parity.runners import TorchRunner
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-FREE_SHARE = 0.8
 SHAPES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
 
 
@@ -87,13 +84,17 @@ def extract_features(
         side: encoder_runner(path, packed=side == "packing", attention=attention, device=device)
         for side, path in paths.items()
     }
-    config, fitted = fit_reading(hf_model_path, reading)
-    refuse_other_shape(config, fit_reading(paths["packing"], reading)[0])
-    items = read_inputs(inputs, fitted)
-    estimate = check_memory(hf_model_path, config, items, BYTES[dtype], memory_limit_mb)
+    recognise_inputs(inputs)
+    config, other = read_fields(hf_model_path), read_fields(paths["packing"])
+    refuse_other_shape(config, other)
+    items = read_inputs(inputs, fit_reading(hf_model_path, config, reading))
+    widest = "float32" if floor else dtype
+    expected = estimate([*paths.values()], config, items, widest, memory_limit_mb, device)
     features, models = {}, dict[str, Any]()
-    for side, runner in runners.items():
-        features[side], models[side] = _run_side(runner, items, dtype, layer)
+    with refusing(expected):
+        for side, runner in runners.items():
+            features[side], models[side] = _run_side(runner, items, dtype, layer)
+        floors = _measure_floor(runners["hf"], items, features["hf"], layer) if floor else None
     features["packing"] = {
         name: array.reshape(-1, array.shape[-1]) for name, array in features["packing"].items()
     }
@@ -110,8 +111,8 @@ def extract_features(
         },
         **describe_run(reading, dtype=dtype, layer=layer, attn=attention),
         "models": models,
-        "estimate": estimate,
-        "floor": _measure_floor(runners["hf"], items, features["hf"], layer) if floor else None,
+        "estimate": expected,
+        "floor": floors,
     }
     return write_features(out, features, document)
 
@@ -177,30 +178,6 @@ def refuse_other_shape(left: dict[str, Any], right: dict[str, Any]) -> None:
     if differing:
         text = ", ".join(f"{name} {left.get(name)} and {right.get(name)}" for name in differing)
         raise UsageError(f"the models are not of one shape: {text}", hint="give two variants of one model")
-
-
-def check_memory(
-    path: str, config: dict[str, Any], items: Sequence[Item], size: int, limit_mb: float | None
-) -> dict[str, Any]:
-    """Estimate weights and activations, ``N s (12 D + 2 M)``, and refuse what does not fit.
-
-    Raises:
-        UsageError: It does not.
-    """
-    with open_checkpoint(path) as checkpoint:
-        weights = checkpoint.total_parameters * size
-    per_token = size * (12 * config.get("hidden_size", 0) + 2 * config.get("intermediate_size", 0))
-    largest = max(items, key=lambda item: item.facts.get("tokens", 0))
-    tokens = largest.facts.get("tokens", 0)
-    needed, mib = (weights + tokens * per_token) / 2**20, 2**20
-    limit = limit_mb or FREE_SHARE * psutil.virtual_memory().available / mib
-    if needed > limit:
-        room = int((limit * mib - weights) / max(per_token, 1) / max(tokens / largest.grid[0], 1))
-        raise UsageError(
-            f"{largest.name} needs about {needed:,.0f} MiB, the limit is {limit:,.0f} MiB",
-            hint=f"--num_frames {room}" if 0 < room < largest.grid[0] else "give smaller inputs",
-        )
-    return {"weights_mb": weights / mib, "peak_mb": needed, "limit_mb": limit, "tokens": tokens}
 
 
 def _run_side(

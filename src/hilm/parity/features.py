@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hilm.errors import InputError
 from hilm.parity.inputs import read_arrays
 from hilm.parity.metrics import NORM_TOLERANCE, THRESHOLD, judge, measure
+from hilm.parity.verdict import Gates, Stage
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -56,6 +57,18 @@ class FeatureReport:
     def ok(self) -> bool:
         """Whether there is something to compare and all of it matches."""
         return bool(self.matches) and not any(match.reason for match in self.matches)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Every comparison as reports show it; that there is none is a failure."""
+        found = [
+            Stage(
+                m.name, "features", "free", "", "fail" if m.reason else "pass", detail=m.reason,
+                figures=m.measured.figures() if m.measured else {},
+            )
+            for m in self.matches
+        ]  # fmt: skip
+        return found or [Stage("features", "features", "free", "", "fail", detail="nothing to compare")]
 
     def document(self) -> dict[str, Any]:
         """What ``--json`` prints."""
@@ -112,7 +125,7 @@ class FeatureReport:
         good = "✅ All features match! Models are consistent."
         return "\n".join([*lines, good if self.ok else f"❌ {failed} of {total} features do not match."])
 
-    def details(self, k_free: float = 3.0) -> list[str]:
+    def details(self) -> list[str]:
         """Compare errors with the precision floor, where it was measured."""
         floors = self.metadata.get("floor") or {}
         lines = []
@@ -122,7 +135,7 @@ class FeatureReport:
                 lines.append(f"{match.name}: floor not measured")
                 continue
             ratio = match.measured.rel_l2 / floor
-            verdict = "yes" if ratio <= k_free else "no"
+            verdict = "yes" if ratio <= Gates().k_free else "no"
             lines.append(f"{match.name}: error / floor {ratio:.2f}, at precision floor: {verdict}")
         return lines
 

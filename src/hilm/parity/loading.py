@@ -51,6 +51,27 @@ def load_transformers(path: str, weights: str = "", attention: str | None = None
     return model
 
 
+def load_adapter(base: str, folder: str) -> nn.Module:
+    """Load a PEFT adapter, not merged, into its base model.
+
+    Args:
+        base: Folder or Hub id.
+        folder: The adapter.
+
+    Raises:
+        InputError: The adapter cannot be read, or does not fit the base.
+    """
+    peft, plain = require("peft"), load_transformers(base)
+    try:
+        adapted = peft.PeftModel.from_pretrained(plain, folder, autocast_adapter_dtype=False)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder}: no adapter of {base}: {first_line(error)}", hint="BASE+ADAPTER names both"
+        ) from error
+    model: nn.Module = adapted.base_model.model
+    return model
+
+
 def read_config(path: str) -> Any:  # noqa: ANN401 - transformers' config
     """Read a transformers config.
 

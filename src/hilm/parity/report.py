@@ -53,24 +53,13 @@ def console(report: ParityReport) -> str:
     lines = [f"reference  {report.reference}", f"candidate  {report.candidate}", ""]
     if report.audit is not None:
         counts = ", ".join(f"{n} {word}" for word, n in sorted(report.audit.weights.items()) if n)
-        lines += [
-            f"weights    {counts or 'none'}",
-            *(f"fault      {f}" for f in report.audit.faults[:20]),
-            "",
-        ]
+        lines += [f"weights    {counts or 'none'}", ""]
     fed = {(stage.input, stage.precision) for stage in report.stages if stage.mode == "local"}
     for stage in report.stages:
         known = stage.mode == "free" and stage.status == "pass" and (stage.input, stage.precision) in fed
         if stage.status != "shared" and not known:
             lines.append(_stage_line(stage))
-    floor = report.at_precision_floor
-    lines += [
-        "",
-        describe_divergence(report),
-        f"compatible: {'yes' if report.compatible else 'no'}",
-        f"at precision floor: {'not measured' if floor is None else 'yes' if floor else 'no'}",
-        f"verdict: {report.verdict}",
-    ]
+    lines += ["", describe_divergence(report), *_verdicts(report), f"verdict: {report.verdict}"]
     return "\n".join(lines)
 
 
@@ -84,42 +73,28 @@ def _stage_line(stage: Stage) -> str:
     return f"{line}{token}  {stage.detail}".rstrip()
 
 
-def junit(report: ParityReport) -> str:
+def junit(report: ParityReport | FeatureReport) -> str:
     """Write JUnit XML: a suite per input, a case per stage, mode and precision."""
     root = ET.Element("testsuites", name="hilm parity")
-    for item in report.items or ():
-        stages = [stage for stage in report.stages if stage.input == item.name]
-        cases = [(f"{s.stage} {s.mode} {s.precision}".strip(), s.status, _metrics_line(s)) for s in stages]
-        _suite(root, item.name, cases)
-    if report.audit is not None and report.audit.faults:
-        _suite(root, "audit", [(fault, "fail", fault) for fault in report.audit.faults])
+    for name in dict.fromkeys(stage.input for stage in report.stages):
+        stages = [stage for stage in report.stages if stage.input == name]
+        failures = sum(stage.status == "fail" for stage in stages)
+        suite = ET.SubElement(root, "testsuite", name=name, tests=str(len(stages)), failures=str(failures))
+        for stage in stages:
+            title = f"{stage.stage} {stage.mode} {stage.precision}".strip()
+            case = ET.SubElement(suite, "testcase", classname=name, name=title)
+            kind = {"fail": "failure", "not measured": "skipped"}.get(stage.status)
+            if kind:
+                ET.SubElement(case, kind, message=_metrics_line(stage))
     return ET.tostring(root, encoding="unicode", xml_declaration=True)
-
-
-def features_junit(report: FeatureReport) -> str:
-    """Write JUnit XML of feature comparisons."""
-    root = ET.Element("testsuites", name="hilm features")
-    cases = [(m.name, "fail" if m.reason else "pass", m.reason) for m in report.matches]
-    _suite(root, "features", cases or [("any", "fail", "nothing to compare")])
-    return ET.tostring(root, encoding="unicode", xml_declaration=True)
-
-
-def _suite(root: ET.Element, name: str, cases: Sequence[tuple[str, str, str]]) -> None:
-    failures = sum(status == "fail" for _, status, _ in cases)
-    suite = ET.SubElement(root, "testsuite", name=name, tests=str(len(cases)), failures=str(failures))
-    for title, status, text in cases:
-        case = ET.SubElement(suite, "testcase", classname=name, name=title)
-        if status == "fail":
-            ET.SubElement(case, "failure", message=text).text = text
-        elif status == "not measured":
-            ET.SubElement(case, "skipped", message=text)
 
 
 def _metrics_line(stage: Stage) -> str:
-    if not stage.figures:
-        return stage.detail
-    ratio = "" if stage.ratio is None else f"ratio {stage.ratio:.4g} of {stage.bar:g}, "
-    return f"{ratio}min cosine {stage.figures['cosine_min']:.8f}, rel L2 {stage.figures['rel_l2']:.4g}"
+    parts = [stage.detail] if stage.detail else []
+    parts += [] if stage.ratio is None else [f"ratio {stage.ratio:.4g} of {stage.bar:g}"]
+    if figures := stage.figures:
+        parts += [f"min cosine {figures['cosine_min']:.8f}", f"rel L2 {figures['rel_l2']:.4g}"]
+    return ", ".join(parts)
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}
@@ -133,73 +108,60 @@ figcaption{font-size:13px;color:#555}"""
 
 def page(report: ParityReport) -> str:
     """Write one HTML page without scripts or links: verdicts, charts, pictures, audit, all stages."""
-    floor = {None: "not measured", True: "yes", False: "no"}[report.at_precision_floor]
-    title = f"{report.reference} and {report.candidate}"
-    parts = [
-        f"<h1>Parity: <span class={report.verdict}>{report.verdict}</span></h1><p>{escape(title)}</p>",
-        f"<p>{escape(describe_divergence(report))}</p>",
-        f"<p>compatible: {'yes' if report.compatible else 'no'}; at precision floor: {floor}</p>",
+    lines = [f"{report.reference} and {report.candidate}", describe_divergence(report), *_verdicts(report)]
+    return _html(
+        "Parity",
+        report.verdict,
+        *(f"<p>{escape(line)}</p>" for line in lines),
         *(f"<p class=inherited>{escape(warning)}</p>" for warning in report.warnings),
         *_charts(report),
         *(f"<h2>{escape(item.name)}</h2>{_pictures(item, report)}" for item in report.items),
         _audit_table(report),
         _stage_table(report.stages),
-    ]
-    return _html("hilm parity", parts)
+    )
 
 
 def features_page(report: FeatureReport) -> str:
     """Write one HTML page of feature comparisons."""
     verdict = "pass" if report.ok else "fail"
-    rows = "".join(
-        f"<tr><td>{escape(m.name)}<td>{escape(str(m.shapes[0]))}<td>{escape(str(m.shapes[1]))}"
-        f"<td>{'' if m.measured is None else f'{m.measured.cosine_min:.8f}'}"
-        f"<td class={'fail' if m.reason else 'pass'}>{escape(m.reason or 'pass')}"
-        for m in report.matches
-    )
-    table = f"<table><tr><th>input<th>HF<th>packing<th>min cosine<th>result{rows}</table>"
-    return _html("hilm features", [f"<h1>Features: <span class={verdict}>{verdict}</span></h1>", table])
+    return _html("Features", verdict, f"<pre>{escape(report.text())}</pre>", _stage_table(report.stages))
 
 
-def _html(title: str, parts: Sequence[str]) -> str:
-    head = f'<!doctype html><html lang=en><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return head + "\n".join(part for part in parts if part)
+def _html(title: str, verdict: str, *parts: str) -> str:
+    head = f'<!doctype html><html lang=en><meta charset="utf-8"><title>hilm {title.lower()}</title>'
+    heading = f"<h1>{title}: <span class={verdict}>{verdict}</span></h1>"
+    return "\n".join([head, f"<style>{STYLE}</style>", heading, *(part for part in parts if part)])
+
+
+def _verdicts(report: ParityReport) -> list[str]:
+    floor = {None: "not measured", True: "yes", False: "no"}[report.at_precision_floor]
+    return [f"compatible: {'yes' if report.compatible else 'no'}", f"at precision floor: {floor}"]
 
 
 def _charts(report: ParityReport) -> list[str]:
     """Draw local ratios in forward order, one chart per input and precision, on a log scale."""
-    charts = []
-    for item in report.items:
-        for precision in dict.fromkeys(s.precision for s in report.stages if s.precision):
-            stages = [
-                s
-                for s in report.stages
-                if s.input == item.name
-                and s.precision == precision
-                and s.mode == "local"
-                and s.ratio is not None
-            ]
-            if stages:
-                label = f"{item.name}, {precision}: local error / floor"
-                charts.append(
-                    f"<h2>{escape(label)}</h2>{_chart(sorted(stages, key=lambda s: place(s.stage)))}"
-                )
-    return charts
+    series: dict[str, list[Stage]] = {}
+    for stage in report.stages:
+        if stage.mode == "local" and stage.ratio is not None:
+            label = f"{stage.input}, {stage.precision}: local error / floor"
+            series.setdefault(label, []).append(stage)
+    return [
+        f"<h2>{escape(label)}</h2>{_chart(sorted(stages, key=lambda s: place(s.stage)))}"
+        for label, stages in series.items()
+    ]
 
 
 def _chart(stages: Sequence[Stage]) -> str:
-    width, height, left = max(360, 16 * len(stages) + 60), 220, 50
+    width, height, left, bar = max(360, 16 * len(stages) + 60), 220, 50, stages[0].bar or 1.5
     top = max(10.0, *(s.ratio for s in stages if s.ratio is not None and math.isfinite(s.ratio)))
     y: Callable[[float], float] = lambda ratio: (
         height - 30 - (height - 50) * math.log10(max(min(ratio, top), 0.1) * 10) / math.log10(top * 10)
     )
-    lines = []
-    for value, colour, name in ((1.0, "#888", "floor"), (stages[0].bar or 1.5, "#c33", "bar")):
-        lines.append(
-            f'<line x1="{left}" x2="{width}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="{colour}"/>'
-        )
-        if name == "bar":
-            lines.append(f'<text x="2" y="{y(value):.1f}" font-size="11">{name} {value:g}</text>')
+    lines = [
+        f'<line x1="{left}" x2="{width}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="{colour}"/>'
+        f'<text x="2" y="{y(value):.1f}" font-size="11">{name}</text>'
+        for value, colour, name in ((1.0, "#888", "floor"), (bar, "#c33", f"bar {bar:g}"))
+    ]
     dots = [
         f'<circle cx="{left + 16 * (n + 0.5):.0f}" cy="{y(s.ratio or 0.1):.1f}" r="4" '
         f'fill="{COLOURS.get(s.status, "#888")}"><title>{escape(s.stage)}: {s.ratio:.3g}</title></circle>'
@@ -241,20 +203,13 @@ def _pictures(item: Item, report: ParityReport) -> str:
 
 
 def _telling_stage(item: Item, report: ParityReport) -> Stage | None:
-    ours = [
-        s
-        for s in report.stages
-        if s.input == item.name and s.trial is not None and s.trial.measured is not None
-    ]
-    found = report.first_divergence or {}
-    name = found.get("stage", "")
-    full = f"{name}/{found['sub']}" if found.get("sub") and found["sub"] != "wiring" else name
+    ours = [s for s in report.stages if s.input == item.name and s.trial and s.trial.measured]
+    found = report.first_divergence or {"stage": "", "mode": "", "precision": ""}
+    names = {found["stage"], f"{found['stage']}/{found.get('sub')}"}
     telling = [
-        s
-        for s in ours
-        if s.stage == full and s.mode == found.get("mode") and s.precision == found["precision"]
+        s for s in ours if s.stage in names and (s.mode, s.precision) == (found["mode"], found["precision"])
     ]
-    return (telling or [s for s in ours if s.status == "fail"] or ours or [None])[0]  # type: ignore[list-item]
+    return next(iter([*telling, *(s for s in ours if s.status == "fail"), *ours]), None)
 
 
 def _frame(frame: NDArray[np.uint8], heat: NDArray[np.float64], t: int, stage: Stage, patch: int) -> str:

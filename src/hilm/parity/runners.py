@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,6 +39,7 @@ PREFIX = -1
 """``t`` of tokens in front of the patches, such as a class token."""
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+STAGE = re.compile(r"embed|post|head|layer\.\d{1,6}(/\w{1,32})?")
 
 
 class Runner(Protocol):
@@ -222,8 +224,8 @@ class DumpRunner:
     def dtype(self) -> str:
         """Number format of the run."""
         try:
-            return str(json.loads((self.folder / "parity.json").read_text("utf-8"))["dtype"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return DTYPES[DTYPES.index(json.loads((self.folder / "parity.json").read_text("utf-8"))["dtype"])]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{self.folder}: no dump of a run", hint="hilm parity dump writes one"
             ) from error
@@ -243,7 +245,8 @@ class DumpRunner:
             if name.endswith("#out"):
                 stage = name.removesuffix("#out")
                 keys = stored.get(f"{stage}#keys")
-                if rows.ndim != 2 or keys is None or keys.shape != (len(rows), 4):
+                known = STAGE.fullmatch(stage) and rows.dtype.kind == "f" and rows.ndim == 2
+                if not known or keys is None or keys.shape != (len(rows), 4):
                     raise InputError(f"{self.folder}: {item.name}.npz holds no tokens with keys at {stage}")
                 sink(stage, rows, keys, stored.get(f"{stage}#in"))
 

@@ -165,7 +165,7 @@ def judge_stage(
 
 def place(stage: str) -> tuple[int, int, int]:
     """Sort stages in forward order: a layer's parts, in the order they ran, come before the layer."""
-    fixed = {"decode": 0, "preprocess": 1, "pixels": 2, "embed": 3, "post": 5, "head": 6}
+    fixed = {"audit": -1, "decode": 0, "preprocess": 1, "pixels": 2, "embed": 3, "post": 5, "head": 6}
     if stage in fixed:
         return fixed[stage], 0, 0
     layer, _, part = stage.removeprefix("layer.").partition("/")
@@ -186,9 +186,10 @@ def conclude(
     measured = any(stage.ratio is not None and stage.mode == "local" for stage in stages)
     failed = any(stage.status == "fail" for stage in stages)
     floor = (not failed) if measured else (False if failed else None)
-    compatible = all(_is_compatible(item.name, stages, plan[-1], gates) for item in items)
+    last = plan[-1] if plan else ""
+    compatible = all(_is_compatible(item.name, stages, last, gates) for item in items)
     if gates.min_sqnr is not None:
-        good = all(_reaches(item.name, stages, plan[-1], gates.min_sqnr) for item in items)
+        good = all(_reaches(item.name, stages, last, gates.min_sqnr) for item in items)
     else:
         needed = {"both": (compatible, floor), "compatible": (compatible,), "floor": (floor,)}
         good = all(needed[require or ("both" if floor is not None else "compatible")])
@@ -246,7 +247,6 @@ def first_divergence(stages: list[Stage], gates: Gates) -> dict[str, Any] | None
         return None
     order = {"input": 0, "local": 1, "free": 2}
     first = min(failing, key=lambda s: (order[s.mode], place(s.stage)))
-    first = min((s for s in failing if s.mode == first.mode), key=lambda s: place(s.stage))
     layer, _, sub = first.stage.partition("/")
     parts = any(s.stage.startswith(f"{first.stage}/") and s.mode == "local" for s in stages)
     inherited = [
