@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,8 @@ def load_adapter(base: str, folder: str) -> nn.Module:
     """
     peft, plain = require("peft"), load_transformers(base)
     try:
-        adapted = peft.PeftModel.from_pretrained(plain, folder, autocast_adapter_dtype=False)
+        with quiet():
+            adapted = peft.PeftModel.from_pretrained(plain, folder, autocast_adapter_dtype=False)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder}: no adapter of {base}: {first_line(error)}", hint="BASE+ADAPTER names both"
@@ -94,13 +96,14 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from drawing bars and tables while it loads."""
+    """Keep transformers from drawing bars and tables while it loads, and peft from using its old names aloud."""
     logging = require("transformers").utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings(category=FutureWarning, action="ignore"):
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
