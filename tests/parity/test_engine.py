@@ -13,13 +13,13 @@ from hilm.parity.encoders import encoder_runner
 from hilm.parity.engine import compare, compare_inputs
 from hilm.parity.inputs import Item, Reading, read_inputs
 from hilm.parity.runners import DumpRunner, module_runner, prepare_module, write_dump
-from hilm.parity.selftest import generated_item
+from hilm.parity.selftest import generated_items
 from hilm.parity.verdict import Gates
 
 
 @pytest.fixture(scope="module")
 def item(vit):
-    return generated_item(vit.load())
+    return generated_items(vit.load())[0]
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from drawing bars and tables while it loads, and peft from using its old names aloud."""
+    """Keep transformers and peft from drawing bars, and from warning of their own old names."""
     logging = require("transformers").utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

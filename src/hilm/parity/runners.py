@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from hilm.parity.metrics import Keys
     from hilm.parity.taps import Injection, Sink
 
-    Prepare = Callable[["Item", "nn.Module"], tuple[tuple[Any, ...], dict[str, Any], Keys | None]]
+    Prepared = tuple[tuple[Any, ...], dict[str, Any], Keys | None]
+    Prepare = Callable[["Item", "nn.Module"], Prepared]
 
 PREFIX = -1
 """``t`` of tokens in front of the patches, such as a class token."""
