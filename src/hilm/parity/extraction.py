@@ -98,6 +98,10 @@ def extract_features(
     features["packing"] = {
         name: array.reshape(-1, array.shape[-1]) for name, array in features["packing"].items()
     }
+    for side, name in ((side, name) for side, arrays in features.items() for name in arrays):
+        if not np.isfinite(features[side][name]).all():
+            facts = next(item.facts for item in items if item.name == name)
+            facts["warnings"].append(f"{side} features have values that are not finite")
     models["same_weights"] = models["hf"]["weights_sha256"] == models["packing"]["weights_sha256"]
     document = {
         "hf_model_path": hf_model_path,
