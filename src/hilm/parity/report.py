@@ -159,8 +159,8 @@ def _chart(stages: Sequence[Stage]) -> str:
     )
     lines = [
         f'<line x1="{left}" x2="{width}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="{colour}"/>'
-        f'<text x="2" y="{y(value):.1f}" font-size="11">{name}</text>'
-        for value, colour, name in ((1.0, "#888", "floor"), (bar, "#c33", f"bar {bar:g}"))
+        f'<text x="2" y="{y(value) + shift:.1f}" font-size="11">{name}</text>'
+        for value, colour, name, shift in ((1.0, "#888", "floor", 10), (bar, "#c33", f"bar {bar:g}", -2))
     ]
     dots = [
         f'<circle cx="{left + 16 * (n + 0.5):.0f}" cy="{y(s.ratio or 0.1):.1f}" r="4" '
@@ -199,15 +199,19 @@ def _pictures(item: Item, report: ParityReport) -> str:
         for t in range(frames)
     ]
     caption = f"<p>error per token at {escape(stage.stage)} ({escape(stage.precision)}, {stage.mode})</p>"
-    return caption + "".join(drawn)
+    worst = "; ".join(_token_text(token) for token in stage.worst)
+    return f"{caption}{''.join(drawn)}<p>worst tokens: {worst}</p>"
 
 
 def _telling_stage(item: Item, report: ParityReport) -> Stage | None:
     ours = [s for s in report.stages if s.input == item.name and s.trial and s.trial.measured]
     found = report.first_divergence or {"stage": "", "mode": "", "precision": ""}
-    names = {found["stage"], f"{found['stage']}/{found.get('sub')}"}
+    way = (found["mode"], found["precision"])
     telling = [
-        s for s in ours if s.stage in names and (s.mode, s.precision) == (found["mode"], found["precision"])
+        s
+        for name in (f"{found['stage']}/{found.get('sub')}", found["stage"])
+        for s in ours
+        if s.stage == name and (s.mode, s.precision) == way
     ]
     return next(iter([*telling, *(s for s in ours if s.status == "fail"), *ours]), None)
 
@@ -231,14 +235,17 @@ def _frame(frame: NDArray[np.uint8], heat: NDArray[np.float64], t: int, stage: S
 
 def _mark(token: dict[str, Any], stage: Stage, patch: int) -> str:
     _, t, y, x = token["token"]
-    ratio = "" if stage.ratio_token is None else f", ratio {stage.ratio_token:.3g}"
-    text = f"t={t} y={y} x={x}, cosine {token['cosine']:.6f}{ratio}"
     size = max(3.0, patch / 3)
     return (
-        f'<g><title>{text}</title><rect x="{x * patch}" y="{y * patch}" width="{patch}" height="{patch}" '
+        f'<g><title>{_token_text(token)}</title><rect x="{x * patch}" y="{y * patch}" width="{patch}" height="{patch}" '
         f'fill="none" stroke="#06f" stroke-width="{patch / 10:.2f}"/><text x="{x * patch + 1}" '
         f'y="{y * patch + size}" font-size="{size:.1f}">{t},{y},{x}</text></g>'
     )
+
+
+def _token_text(token: dict[str, Any]) -> str:
+    _, t, y, x = token["token"]
+    return f"t={t} y={y} x={x}, cosine {token['cosine']:.6f}, error {token['error']:.3g}"
 
 
 def _audit_table(report: ParityReport) -> str:
@@ -246,7 +253,6 @@ def _audit_table(report: ParityReport) -> str:
         return ""
     found = report.audit
     rows = [(word, str(count)) for word, count in sorted(found.weights.items())]
-    rows += [("fault", fault) for fault in found.faults]
     rows += [(key, f"{a} / {b}") for key, (a, b) in {**found.config, **found.settings}.items()]
     cells = "".join(f"<tr><td>{escape(a)}<td>{escape(b)}" for a, b in rows)
     return f"<h2>Audit</h2><table>{cells}</table>"
