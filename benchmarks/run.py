@@ -38,6 +38,7 @@ BENCHMARKS = (
     "resnet_bk",
     "learning",
     "onevision",
+    "parity",
 )
 
 
