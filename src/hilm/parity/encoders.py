@@ -26,7 +26,7 @@ FAMILY = ("hilm_onevision", "onevision_encoder", "llava_vit")
 
 
 def read_fields(path: str) -> dict[str, Any]:
-    """Read ``config.json`` as data; that of a known foreign model needs no class for it.
+    """Read ``config.json`` as data; of the pair, also foreign ones, with defaults for what is not said.
 
     Raises:
         InputError: There is none, or of a type that is not known.
@@ -38,7 +38,7 @@ def read_fields(path: str) -> dict[str, Any]:
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{file}: not JSON", hint="give a model folder") from error
         if isinstance(fields, dict) and is_onevision(fields):
-            return fields
+            return {**require("hilm.models.onevision").OneVisionConfig().to_dict(), **fields}
     return dict(read_config(path).to_dict())
 
 

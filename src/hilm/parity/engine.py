@@ -17,7 +17,7 @@ from hilm.errors import UsageError
 from hilm.parity.audit import audit
 from hilm.parity.metrics import align, measure
 from hilm.parity.runners import DTYPES
-from hilm.parity.verdict import HIGHER, Gates, Stage, Trial, conclude, judge_stage, place
+from hilm.parity.verdict import HIGHER, Gates, ParityReport, Stage, Trial, judge_stage, place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from hilm.parity.inputs import Item
     from hilm.parity.metrics import Keys, Rows
     from hilm.parity.runners import Runner
-    from hilm.parity.verdict import ParityReport
 
 
 @dataclass(slots=True)
@@ -129,7 +128,8 @@ def compare(
         plan = _plan(candidate, precision)
         for low in plan:
             stages += _compare_in(reference, candidate, pairs, low, modes, gates)
-    return conclude((reference.label, candidate.label), items, stages, plan, gates, require, found, warnings)
+    labels = (reference.label, candidate.label)
+    return ParityReport(*labels, items, stages, plan, gates, require, found, warnings)
 
 
 def _modes(reference: Runner, candidate: Runner, mode: str, warnings: list[str]) -> list[str]:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from hilm.parity.runners import TorchRunner
 
 SHAPES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+ROTARY = ("rope_theta", "rope_style", "rope_temporal_size", "layer_norm_type")
+LIBRARIES = ("numpy", "torch", "transformers", "av", "PIL")
+PREPROCESS = ("fit", "frame_rounding", "sampling", "virtual_frames", "exif", "rotation", "background")
 
 
 def extract_features(
@@ -77,16 +80,15 @@ def extract_features(
     """
     out = prepare_folder(Path(output_dir), overwrite=overwrite)
     device = choose_device(device)
-    paths = {"hf": hf_model_path, "packing": packing_model_path}
-    if packing_model_path == "convert":
-        paths["packing"] = hf_model_path
+    converted = packing_model_path == "convert"
+    paths = {"hf": hf_model_path, "packing": hf_model_path if converted else packing_model_path}
     runners = {
         side: encoder_runner(path, packed=side == "packing", attention=attention, device=device)
         for side, path in paths.items()
     }
     recognise_inputs(inputs)
-    config, other = read_fields(hf_model_path), read_fields(paths["packing"])
-    refuse_other_shape(config, other)
+    config = read_fields(hf_model_path)
+    refuse_other_shape(config, read_fields(paths["packing"]))
     items = read_inputs(inputs, fit_reading(hf_model_path, config, reading))
     widest = "float32" if floor else dtype
     expected = estimate([*paths.values()], config, items, widest, memory_limit_mb, device)
@@ -95,13 +97,6 @@ def extract_features(
         for side, runner in runners.items():
             features[side], models[side] = _run_side(runner, items, dtype, layer)
         floors = _measure_floor(runners["hf"], items, features["hf"], layer) if floor else None
-    features["packing"] = {
-        name: array.reshape(-1, array.shape[-1]) for name, array in features["packing"].items()
-    }
-    for side, name in ((side, name) for side, arrays in features.items() for name in arrays):
-        if not np.isfinite(features[side][name]).all():
-            facts = next(item.facts for item in items if item.name == name)
-            facts["warnings"].append(f"{side} features have values that are not finite")
     models["same_weights"] = models["hf"]["weights_sha256"] == models["packing"]["weights_sha256"]
     document = {
         "hf_model_path": hf_model_path,
@@ -109,29 +104,19 @@ def extract_features(
         "num_frames": reading.num_frames,
         "device": device.partition(":")[0],
         "inputs": {item.name: item.facts for item in items},
-        "features": {
-            side: {name: list(array.shape) for name, array in arrays.items()}
-            for side, arrays in features.items()
-        },
-        **describe_run(reading, dtype=dtype, layer=layer, attn=attention),
+        "features": {s: {n: list(a.shape) for n, a in arrays.items()} for s, arrays in features.items()},
+        "schema": 1,
+        "hilm_version": version("hilm"),
+        "dtype": dtype,
+        "layer": layer,
+        "attn": attention,
+        "preprocess": {name: getattr(reading, name) for name in PREPROCESS},
+        "versions": {name: require(name).__version__ for name in LIBRARIES} | {"python": python_version()},
         "models": models,
         "estimate": expected,
         "floor": floors,
     }
     return write_features(out, features, document)
-
-
-def describe_run(reading: Reading, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever was set
-    """Say what made the features: settings and versions."""
-    names = ("numpy", "torch", "transformers", "av", "PIL")
-    made = ("fit", "frame_rounding", "sampling", "virtual_frames", "exif", "rotation", "background")
-    return {
-        "schema": 1,
-        "hilm_version": version("hilm"),
-        **settings,
-        "preprocess": {name: getattr(reading, name) for name in made},
-        "versions": {name: require(name).__version__ for name in names} | {"python": python_version()},
-    }
 
 
 def write_features(
@@ -177,8 +162,7 @@ def refuse_other_shape(left: dict[str, Any], right: dict[str, Any]) -> None:
     Raises:
         UsageError: They do.
     """
-    names = (*SHAPES, "rope_theta", "rope_style", "rope_temporal_size", "layer_norm_type")
-    differing = [name for name in names if left.get(name) != right.get(name)]
+    differing = [name for name in SHAPES + ROTARY if left.get(name) != right.get(name)]
     if differing:
         text = ", ".join(f"{name} {left.get(name)} and {right.get(name)}" for name in differing)
         raise UsageError(f"the models are not of one shape: {text}", hint="give two variants of one model")
@@ -187,10 +171,13 @@ def refuse_other_shape(left: dict[str, Any], right: dict[str, Any]) -> None:
 def _run_side(
     runner: TorchRunner, items: Sequence[Item], dtype: str, layer: int
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
-    """Hidden states by input, and what the model is."""
+    """Hidden states by input, those of a packed model without a batch axis, and what the model is."""
     runner.open(dtype)
-    facts = describe(runner.model)
-    states = {item.name: runner.hidden_state(item, layer) for item in items}
+    facts, states = describe(runner.model), {}
+    for item in items:
+        states[item.name] = runner.hidden_state(item, layer)
+        if not np.isfinite(states[item.name]).all():
+            item.facts["warnings"].append(f"features of {runner.label} are not finite everywhere")
     runner.close()
     return states, facts
 

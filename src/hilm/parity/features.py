@@ -77,15 +77,10 @@ class FeatureReport:
             "features_dir": self.folder,
             "threshold": self.threshold,
             "comparisons": [
-                {
-                    "name": match.name,
-                    "ok": not match.reason,
-                    "reason": match.reason,
-                    "hf_shape": match.shapes[0],
-                    "packing_shape": match.shapes[1],
-                    **(match.measured.figures() if match.measured else {}),
-                }
-                for match in self.matches
+                {"name": m.name, "ok": not m.reason, "reason": m.reason}
+                | dict(zip(("hf_shape", "packing_shape"), m.shapes, strict=True))
+                | (m.measured.figures() if m.measured else {})
+                for m in self.matches
             ],
             "metadata": self.metadata,
         }

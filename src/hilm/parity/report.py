@@ -227,19 +227,19 @@ def _frame(frame: NDArray[np.uint8], heat: NDArray[np.float64], t: int, stage: S
     scale = min(1.0, WIDEST / width)
     picture.resize((max(1, round(width * scale)), max(1, round(height * scale)))).save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
-    marks = "".join(_mark(token, stage, patch) for token in stage.worst if token["token"][1] == t)
+    marks = "".join(_mark(token, patch) for token in stage.worst if token["token"][1] == t)
     shown = f'width="{max(240, round(width * scale))}" viewBox="0 0 {width} {height}"'
     link = f'href="data:image/png;base64,{data}" width="{width}" height="{height}"'
     return f"<figure><svg {shown}><image {link}/>{marks}</svg><figcaption>t={t}</figcaption></figure>"
 
 
-def _mark(token: dict[str, Any], stage: Stage, patch: int) -> str:
+def _mark(token: dict[str, Any], patch: int) -> str:
     _, t, y, x = token["token"]
-    size = max(3.0, patch / 3)
+    size, left, top = max(3.0, patch / 3), x * patch, y * patch
     return (
-        f'<g><title>{_token_text(token)}</title><rect x="{x * patch}" y="{y * patch}" width="{patch}" height="{patch}" '
-        f'fill="none" stroke="#06f" stroke-width="{patch / 10:.2f}"/><text x="{x * patch + 1}" '
-        f'y="{y * patch + size}" font-size="{size:.1f}">{t},{y},{x}</text></g>'
+        f'<g><title>{_token_text(token)}</title><rect x="{left}" y="{top}" width="{patch}" height="{patch}" '
+        f'fill="none" stroke="#06f" stroke-width="{patch / 10:.2f}"/>'
+        f'<text x="{left + 1}" y="{top + size}" font-size="{size:.1f}">{t},{y},{x}</text></g>'
     )
 
 

@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -31,48 +31,18 @@ if TYPE_CHECKING:
     from hilm.parity.audit import Survey
     from hilm.parity.inputs import Item
     from hilm.parity.metrics import Keys
+    from hilm.parity.onnx_runner import OnnxRunner
     from hilm.parity.taps import Injection, Sink
 
     Prepared = tuple[tuple[Any, ...], dict[str, Any], Keys | None]
     Prepare = Callable[["Item", "nn.Module"], Prepared]
+    Runner: TypeAlias = "TorchRunner | OnnxRunner | DumpRunner"
 
 PREFIX = -1
 """``t`` of tokens in front of the patches, such as a class token."""
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 STAGE = re.compile(r"embed|post|head|layer\.\d{1,6}(/\w{1,32})?")
-
-
-class Runner(Protocol):
-    """One side of a comparison.
-
-    Attributes:
-        label: What reports call it.
-        capabilities: Of ``inject`` and ``cast``.
-        dtype: Number format it is stored in.
-    """
-
-    label: str
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """See above."""
-
-    @property
-    def dtype(self) -> str:
-        """Number format it is meant to run in."""
-
-    def open(self, dtype: str, through: str | None = None) -> None:
-        """Load the model in a number format, its weights rounded ``through`` another first."""
-
-    def close(self) -> None:
-        """Free the model."""
-
-    def run(self, item: Item, sink: Sink, inject: Injection | None = None, level: str = "block") -> None:
-        """Run one input and send every stage as it fires."""
-
-    def survey(self) -> Survey | None:
-        """Say what it holds; None where there is nothing to look at."""
 
 
 @dataclass(slots=True)
