@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import wave
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -154,7 +154,7 @@ def test_weights_that_differ_or_are_not_finite(hilm, here, house):
     assert ran.code == 3
     assert "FAIL (" in ran.out
     assert "NaN or infinite" in ran.out
-    suite = ElementTree.parse(house / "f.xml").find("testsuite")
+    suite = ET.parse(house / "f.xml").find("testsuite")
     assert (suite.get("name"), suite.get("failures")) == ("image1", "1")
     assert "NaN" in (house / "f.html").read_text()
 

@@ -33,7 +33,7 @@ def test_a_run_takes_weights_activations_and_pixels(folder, dtype, size):
 def test_a_comparison_runs_one_format_higher(folder, stored, size):
     found = estimate([str(folder / stored)], CONFIG, [CLIP])
     assert found["weights_mb"] == 4  # the cut of it runs in float64
-    assert found["peak_mb"] == 4 + 3200 * (size * (16 * 64 + 2 * 256) + PIXELS) / 2**20
+    assert found["peak_mb"] == 4 + 3200 * (size * (20 * 64 + 2 * 256) + PIXELS) / 2**20
 
 
 def test_what_does_not_fit_is_refused_with_numbers(folder):

@@ -126,6 +126,6 @@ def test_a_factory_is_a_side(cat, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     runner = Side.parse("module:factory_of_a_test:make").runner(blocks="blocks")
     assert compare(runner, runner, cat).verdict == "pass"
+    runner = Side.parse("module:factory_of_a_test:make").runner(blocks="nothing")
     with pytest.raises(InputError, match="no stack of layers at nothing"):
-        runner = Side.parse("module:factory_of_a_test:make").runner(blocks="nothing")
         compare(runner, runner, cat)

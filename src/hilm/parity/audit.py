@@ -128,9 +128,10 @@ def audit(reference: Runner, candidate: Runner) -> Audit | None:
     config = _differences(left.config, right.config) if left.config and right.config else {}
     settings = _differences(left.settings, right.settings) if left.settings and right.settings else {}
     settings = {key: pair for key, pair in settings.items() if None not in pair}
+    sides = ((reference.label, left), (candidate.label, right))
     buffers = [
         f"{side}: buffer {name} not restored: {odd}"
-        for side, found in ((reference.label, left), (candidate.label, right))
+        for side, found in sides
         for name, (_, odd) in found.buffers.items()
         if odd
     ]
@@ -139,11 +140,7 @@ def audit(reference: Runner, candidate: Runner) -> Audit | None:
     faults = [f"not the same weights: {name} differs" for name in different]
     faults += [f"not the same weights: only one side has {name}" for name in unmapped] + buffers
     warnings = [f"{key} is {a} here and {b} there" for key, (a, b) in {**config, **settings}.items()]
-    warnings += [
-        f"{label} was in train mode; it runs in eval mode"
-        for label, found in ((reference.label, left), (candidate.label, right))
-        if found.training
-    ]
+    warnings += [f"{side} was in train mode; it runs in eval mode" for side, found in sides if found.training]
     if (left.partial or right.partial) and counts["unpaired"]:
         warnings.append(f"{counts['unpaired']} parameters have another form on one side; outputs decide")
     return Audit(dict(counts), different, unmapped, config, settings, buffers, faults, warnings)

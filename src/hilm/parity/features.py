@@ -87,38 +87,22 @@ class FeatureReport:
 
     def text(self) -> str:
         """Write the documented report."""
-        failed = sum(bool(match.reason) for match in self.matches)
-        total, data = len(self.matches), self.metadata
-        lines = [*_title("Feature Verification Tool"), "", f"Loading features from: {self.folder}", ""]
-        lines += [
-            "=== Metadata ===",
-            f"HF Model:      {data.get('hf_model_path')}",
-            f"Packing Model: {data.get('packing_model_path')}",
-            f"Device:        {data.get('device')}",
-            f"Num Frames:    {data.get('num_frames')}",
-            "",
-            "=== Inputs ===",
-        ]
-        for name, facts in data.get("inputs", {}).items():
-            clip = "total_frames" in facts
-            lines += [
-                f"{name}: {facts.get('path')}",
-                f"  Frames: {facts.get('sampled_frames')}/{facts['total_frames']}"
-                if clip
-                else f"  Resolution: {facts.get('width')}x{facts.get('height')}",
-            ]
-        lines += ["", *_title("Feature Comparison"), ""]
-        for match in self.matches:
-            lines += [*_section(match, self.threshold), ""]
-        lines += [
-            *_title("Summary"),
-            f"Total comparisons: {total}",
-            f"Passed:            {total - failed}",
-            f"Failed:            {failed}",
-            "",
-        ]
+        failed, total, data = sum(bool(m.reason) for m in self.matches), len(self.matches), self.metadata
+        named = {"HF Model": "hf_model_path", "Packing Model": "packing_model_path", "Device": "device"}
+        facts = [f"{name + ':':14} {data.get(key)}" for name, key in named.items()]
+        counts = {"Total comparisons:": total, "Passed:": total - failed, "Failed:": failed}
         good = "✅ All features match! Models are consistent."
-        return "\n".join([*lines, good if self.ok else f"❌ {failed} of {total} features do not match."])
+        parts = [
+            _title("Feature Verification Tool"),
+            f"Loading features from: {self.folder}",
+            "\n".join(["=== Metadata ===", *facts, f"Num Frames:    {data.get('num_frames')}"]),
+            "\n".join(["=== Inputs ===", *(_input(*pair) for pair in data.get("inputs", {}).items())]),
+            _title("Feature Comparison"),
+            *("\n".join(_section(match, self.threshold)) for match in self.matches),
+            "\n".join([_title("Summary"), *(f"{word:18} {count}" for word, count in counts.items())]),
+            good if self.ok else f"❌ {failed} of {total} features do not match.",
+        ]
+        return "\n\n".join(parts)
 
     def details(self) -> list[str]:
         """Compare errors with the precision floor, where it was measured."""
@@ -135,8 +119,15 @@ class FeatureReport:
         return lines
 
 
-def _title(text: str) -> list[str]:
-    return [RULE, text, RULE]
+def _title(text: str) -> str:
+    return f"{RULE}\n{text}\n{RULE}"
+
+
+def _input(name: str, facts: dict[str, Any]) -> str:
+    size = f"Resolution: {facts.get('width')}x{facts.get('height')}"
+    if "total_frames" in facts:
+        size = f"Frames: {facts.get('sampled_frames')}/{facts['total_frames']}"
+    return f"{name}: {facts.get('path')}\n  {size}"
 
 
 def _section(match: Match, threshold: float) -> list[str]:

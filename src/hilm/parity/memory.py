@@ -32,7 +32,7 @@ def estimate(
     """Estimate the peak of running one model after the other, and refuse what does not fit.
 
     Weights are counted as stored or as run, whichever is more; a token takes ``s (12 D + 2 M)`` while a block
-    runs, its hidden states, and its pixels twice.
+    runs, its hidden states or what is compared of them, and its pixels twice.
 
     Args:
         paths: Checkpoints of the models.
@@ -56,7 +56,7 @@ def estimate(
             weights = max(weights, checkpoint.total_parameters * max(run, BYTES[wide]) / MIB)
     size = BYTES[dtype] if dtype else 4 if BYTES[stored] == 2 else 8
     width, inner = config.get("hidden_size", 0), config.get("intermediate_size", 0)
-    kept = config.get("num_hidden_layers", 0) + 1 if dtype else 4  # stage by stage: two taps in float64
+    kept = config.get("num_hidden_layers", 0) + 1 if dtype else 8  # taps on both sides, and aligned copies
     biggest = max(items, key=lambda item: item.tokens)
     pixels = 8 * 3 * biggest.patch**2 if biggest.frames is not None else 0
     per_token = (size * ((12 + kept) * width + 2 * inner) + pixels) / MIB

@@ -64,7 +64,8 @@ class OnnxRunner:
         stages = self._stages()
         given = self._arguments(item)
         own = self._call("free", stages, given, feed=False)
-        keys = _keys(item, stages, own, given)
+        values = given | own
+        keys = _keys(item, stages, values)
         if inject is None or keys is None:
             self._send(own, stages, keys, sink)
             return
@@ -73,9 +74,7 @@ class OnnxRunner:
         last = last_block(stages)
         wanted.append((last, "out", opened[last].leaves))
         given |= {
-            FED + ("out" if side == "out" else stage): fed(
-                inject(stage, side), _value(name, own, given), keys
-            )
+            FED + ("out" if side == "out" else stage): fed(inject(stage, side), values[name], keys)
             for stage, side, name in wanted
         }
         self._send(self._call(level, opened, given, feed=True), opened, keys, sink)
@@ -166,15 +165,7 @@ class OnnxRunner:
         return [(stage, values[name]) for stage, name in zip(("post", "head"), names, strict=False)]
 
 
-def _value(name: str, own: dict[str, NDArray[Any]], given: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    return own[name] if name in own else given[name]
-
-
-def _keys(
-    item: Item, stages: dict[str, Edge], own: dict[str, NDArray[Any]], given: dict[str, NDArray[Any]]
-) -> Keys | None:
-    if "layer.0" not in stages:
-        values = [value for value in own.values() if value.ndim == 3]
-        return token_keys(item, given.get("attention_mask"), values[0].shape) if values else None
-    first = _value(stages["layer.0"].enters, own, given)
-    return token_keys(item, given.get("attention_mask"), first.shape)
+def _keys(item: Item, stages: dict[str, Edge], values: dict[str, NDArray[Any]]) -> Keys | None:
+    tokens = [value for value in values.values() if value.ndim == 3]
+    first = values[stages["layer.0"].enters] if "layer.0" in stages else next(iter(tokens), None)
+    return None if first is None else token_keys(item, values.get("attention_mask"), first.shape)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from hilm.parity.engine import Baseline
 
+WEAK = "random weights of std 0.02: too weak a witness, the self-test has no power on it"
 UNTRAINED_STD = (0.018, 0.022)
 """Where the standard deviations of all matrices lie if nobody trained them."""
 
@@ -99,11 +100,7 @@ def selftest(
     count = len(find_blocks(model, runner.blocks)[1])
     layers = sorted({0, (count - 1) // 2, count - 1})
     catches: list[Catch] = []
-    warnings = (
-        ["random weights of std 0.02: too weak a witness, the self-test has no power on it"]
-        if looks_untrained(model)
-        else []
-    )
+    warnings = [WEAK] if looks_untrained(model) else []
     for precision in precisions:
         with TemporaryDirectory(prefix="hilm-parity-") as folder:
             baseline = record_baseline(runner, items, precision, ["block", "sub"], Path(folder))
@@ -115,7 +112,8 @@ def selftest(
                         warnings.append(f"{fault.name}: nothing to plant it in")
                         break
                     stages = _stages(runner, faulty, items, baseline, gates)
-                    catches.append(_caught(fault.name, layer, fault.part, baseline, stages, gates))
+                    expected = f"layer.{layer} / {fault.part}"
+                    catches.append(_caught(fault.name, expected, baseline, stages, gates))
             catches += _misplaced(runner, items, baseline, gates)
     catches += [*_audit_faults(runner), *_input_faults(items), *_feature_faults()]
     return SelfTestReport(runner.label, tuple(catches), tuple(dict.fromkeys(warnings)))
@@ -140,7 +138,7 @@ def _misplaced(runner: TorchRunner, items: Sequence[Item], baseline: Baseline, g
         if clip or "slot" not in name:
             other = replace(runner, prepare=partial(misplaced, runner.prepare, change))
             stages = _stages(other, model, items, baseline, gates)
-            catches.append(_caught(name, 0, "attn", baseline, stages, gates, everywhere=True))
+            catches.append(_caught(name, "layer.0 / attn", baseline, stages, gates))
     return catches
 
 
@@ -164,22 +162,13 @@ def _clean(runner: TorchRunner, items: Sequence[Item], baseline: Baseline, gates
     return catches
 
 
-def _caught(
-    name: str,
-    layer: int,
-    part: str,
-    baseline: Baseline,
-    stages: list[Stage],
-    gates: Gates,
-    *,
-    everywhere: bool = False,
-) -> Catch:
+def _caught(fault: str, expected: str, baseline: Baseline, stages: list[Stage], gates: Gates) -> Catch:
     """A fault counts as caught if its layer and part are named first and no layer without it fails."""
-    found, expected = first_divergence(stages, gates), f"layer.{layer} / {part}"
+    found = first_divergence(stages, gates)
     named = "nothing" if found is None else f"{found['stage']} / {found['sub']}"
     failing = {stage.stage.partition("/")[0] for stage in stages if stage.status == "fail"}
-    caught = named == expected and (everywhere or failing == {f"layer.{layer}"})
-    return Catch(name, expected, baseline.low, caught, named, None if found is None else found["ratio"])
+    caught = named == expected and (fault in PLACES or failing == {expected.partition(" ")[0]})
+    return Catch(fault, expected, baseline.low, caught, named, None if found is None else found["ratio"])
 
 
 def _audit_faults(runner: TorchRunner) -> list[Catch]:

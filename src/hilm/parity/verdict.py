@@ -236,7 +236,9 @@ def _matches(stage: Stage, gates: Gates) -> bool:
 
 def _reaches(stages: list[Stage], least: float) -> bool:
     """Whether the last stage has only finite values and so many decibels."""
-    last = max((s for s in stages if s.figures and s.mode == "free"), key=lambda s: place(s.stage), default=None)
+    last = max(
+        (s for s in stages if s.figures and s.mode == "free"), key=lambda s: place(s.stage), default=None
+    )
     return last is not None and not last.figures["nonfinite"] and bool(last.figures["sqnr_db"] >= least)
 
 
