@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from hilm.errors import InputError, UsageError
+from hilm.parity.encoders import quiet
 from hilm.parity.engine import compare
 from hilm.parity.inputs import Reading, read_inputs
-from hilm.parity.loading import quiet
 from hilm.parity.selftest import train_like
 from hilm.parity.sides import Side
 from hilm.parity.verdict import Gates

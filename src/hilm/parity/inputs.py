@@ -234,17 +234,8 @@ def _read(name: str, kind: str, path: Path, reading: Reading) -> Item:
     }
     if kind == "video":
         facts["slots"] = list(slots)
-    return Item(
-        name,
-        kind,
-        str(path),
-        fitted,
-        p,
-        slots,
-        facts=facts,
-        warnings=tuple(warnings),
-        adjustable=reading.size is None,
-    )
+    own, notes = reading.size is None, tuple(warnings)
+    return Item(name, kind, str(path), fitted, p, slots, facts=facts, warnings=notes, adjustable=own)
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -180,9 +180,13 @@ def _audit_faults(runner: TorchRunner) -> list[Catch]:
     catches = []
     for name, model in (("weights of another checkpoint", other), ("buffer not restored", broken)):
         found = audit(runner, replace(runner, load=lambda model=model: model, label="planted"))  # type: ignore[misc]
-        by = found.faults[0] if found and found.faults else "nothing"
-        catches.append(Catch(name, "audit", "", by != "nothing", by, None))
+        by = found.faults[0] if found and found.faults else ""
+        catches.append(_seen(name, "audit", by))
     return catches
+
+
+def _seen(fault: str, expected: str, by: str) -> Catch:
+    return Catch(fault, expected, "", bool(by), by or "nothing", None)
 
 
 def _input_faults(items: Sequence[Item]) -> list[Catch]:
@@ -208,20 +212,18 @@ def _feature_faults() -> list[Catch]:
     good = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
     holed, blank, keys = good.copy(), good.copy(), grid_keys(1, 8, 8)
     holed[3], blank[5] = np.nan, 0
-    catches = []
-    for name, features in (
-        ("half of the tokens dropped", good[:32]),
-        ("features x 7", 7 * good),
-        ("a row of NaN", holed),
-        ("a row of zeros", blank),
-        ("column-major tokens", good.reshape(8, 8, 32).swapaxes(0, 1).reshape(64, 32)),
-    ):
-        reason = match_feature("planted", good, features).reason
-        catches.append(Catch(name, "features", "", bool(reason), reason or "nothing", None))
-    for name, other in (("one key missing", keys[1:]), ("one key twice", np.concatenate([keys, keys[:1]]))):
-        problem = align(keys, other)[2]
-        catches.append(Catch(name, "alignment", "", bool(problem), problem or "nothing", None))
-    return catches
+    planted = {
+        "half of the tokens dropped": good[:32],
+        "features x 7": 7 * good,
+        "a row of NaN": holed,
+        "a row of zeros": blank,
+        "column-major tokens": good.reshape(8, 8, 32).swapaxes(0, 1).reshape(64, 32),
+    }
+    tables = {"one key missing": keys[1:], "one key twice": np.concatenate([keys, keys[:1]])}
+    return [
+        *(_seen(name, "features", match_feature("", good, rows).reason) for name, rows in planted.items()),
+        *(_seen(name, "alignment", align(keys, table)[2]) for name, table in tables.items()),
+    ]
 
 
 def looks_untrained(model: nn.Module) -> bool:
