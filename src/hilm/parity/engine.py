@@ -58,18 +58,13 @@ def try_run(runner: Runner, item: Item, record: Record, mode: str) -> dict[str, 
         del given
         skipped = mode == "sub" and "/" not in stage
         kept = None if skipped or (mode == "block" and "/" in stage) else record.read(stage, "out")
+        # The error of a block is relative to what the block adds to its input.
+        own = record.read(stage, "in") if mode == "block" and stage.startswith("layer.") else None
         if kept is not None:
-            trials[stage] = _compare_stage(kept, rows, keys, _update_of(record, stage, mode))
+            trials[stage] = _compare_stage(kept, rows, keys, None if own is None else own[0])
 
     runner.run(item, sink, None if mode == "free" else record.read, mode)
     return trials
-
-
-def _update_of(record: Record, stage: str, mode: str) -> Rows | None:
-    """The input of a block, whose error is relative to what the block adds to it."""
-    is_block = mode == "block" and stage.startswith("layer.")
-    given = record.read(stage, "in") if is_block else None
-    return None if given is None else given[0]
 
 
 def _compare_stage(kept: tuple[Rows, Keys], rows: Rows, keys: Keys, given: Rows | None) -> Trial:

@@ -67,10 +67,8 @@ def _stage_line(stage: Stage) -> str:
     ratio = "" if stage.ratio is None else f"{stage.ratio:10.3g} x floor"
     cosine = f"  cosine {stage.figures['cosine_min']:.6f}" if stage.figures else ""
     token = f"  worst {tuple(stage.worst[0]['token'])}" if stage.worst and stage.status == "fail" else ""
-    line = (
-        f"{stage.status:9} {stage.input}  {stage.stage:15} {stage.precision:8} {stage.mode:5}{ratio}{cosine}"
-    )
-    return f"{line}{token}  {stage.detail}".rstrip()
+    line = f"{stage.status:9} {stage.input}  {stage.stage:15} {stage.precision:8} {stage.mode:5}"
+    return f"{line}{ratio}{cosine}{token}  {stage.detail}".rstrip()
 
 
 def junit(report: ParityReport | FeatureReport) -> str:
