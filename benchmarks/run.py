@@ -27,6 +27,7 @@ BENCHMARKS = (
     "archive",
     "small",
     "report",
+    "carriers",
     "delta",
     "corruption",
     "fingerprint",
@@ -37,6 +38,8 @@ BENCHMARKS = (
     "demo",
     "resnet_bk",
     "learning",
+    "inference",
+    "export",
     "onevision",
     "parity",
 )

@@ -55,9 +55,19 @@ COMMANDS: Mapping[str, Entry] = {
     "stats": Entry("Store", "library:stats", "What the store holds, in figures."),
     "show": Entry("Store", "library:show", "One model of the store; --sheet and --picture draw it."),
     "rm": Entry("Store", "library:remove", "Forget a model and delete its reel."),
+    "run": Entry("Use", "running:run", "Do a task on texts: sentiment, ner, answers, summaries, …"),
+    "data": Entry("Use", "data:data", "Look at rows to train on: read, shaped, measured."),
+    "guide": Entry("Use", "advising:guide", "Which library for what, answered for a model and this machine."),
+    "doctor": Entry("Use", "advising:doctor", "What is installed here, and what does not fit together."),
     "model": Entry("Make", "models:model", "Make a fresh ResNet-BK language model: hilm model new OUT."),
     "export": Entry("Make", "exporting:export", "Export a model to ONNX or TensorRT, verified."),
     "bench": Entry("Make", "exporting:bench", "Time a model here: PyTorch against ONNX Runtime."),
+    "pull": Entry("Hub", "hub:pull", "Download a repository, every byte checked."),
+    "push": Entry("Hub", "hub:push", "Publish a model with a card that was checked."),
+    "card": Entry("Hub", "cards:card", "Write, check and compare model cards."),
+    "login": Entry("Hub", "hub:login", "Keep a token for the Hub."),
+    "logout": Entry("Hub", "hub:logout", "Forget it."),
+    "whoami": Entry("Hub", "hub:whoami", "Whose token is in use."),
 }
 """Every command, in the order of the help."""
 
