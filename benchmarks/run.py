@@ -41,6 +41,7 @@ BENCHMARKS = (
     "inference",
     "export",
     "onevision",
+    "parity",
 )
 
 
