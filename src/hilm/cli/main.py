@@ -55,6 +55,10 @@ COMMANDS: Mapping[str, Entry] = {
     "stats": Entry("Store", "library:stats", "What the store holds, in figures."),
     "show": Entry("Store", "library:show", "One model of the store; --sheet and --picture draw it."),
     "rm": Entry("Store", "library:remove", "Forget a model and delete its reel."),
+    "serve": Entry("Store", "serving:serve", "Show the store in a browser."),
+    "completion": Entry(
+        "Store", "serving:completion", "Have the shell complete commands and names of models."
+    ),
     "model": Entry("Make", "models:model", "Make a fresh ResNet-BK language model: hilm model new OUT."),
     "export": Entry("Make", "exporting:export", "Export a model to ONNX or TensorRT, verified."),
     "bench": Entry("Make", "exporting:bench", "Time a model here: PyTorch against ONNX Runtime."),
