@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hilm.html import Document
 from hilm.parity.metrics import Measured, judge, worst_tokens
 
 if TYPE_CHECKING:
@@ -87,6 +88,9 @@ class ParityReport:
     audit: Audit | None
     items: Sequence[Item]
     warnings: list[str]
+
+    def _repr_html_(self) -> str:
+        return Document(self.document())._repr_html_()
 
     def document(self) -> dict[str, Any]:
         """Everything but the pictures, in a stable order."""

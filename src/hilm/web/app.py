@@ -6,6 +6,7 @@ Everything comes from this server: no fonts, scripts or figures from elsewhere, 
 from __future__ import annotations
 
 import os
+import warnings
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,21 +48,23 @@ CANCEL = """element.addEventListener('click', event => {
 
 def mount(server: Any, path: Path, jobs: Jobs | None) -> Any:
     """Put the app over a store behind a FastAPI server's own addresses; without jobs it only reads."""
-    return gr.mount_gradio_app(
-        server,
-        Pages(path, jobs).build(),
-        "/",
-        ssr_mode=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        run_history=False,
-        show_error=False,
-        footer_links=[],
-        max_file_size=UPLOAD,
-        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        css=(HERE / "page.css").read_text(),
-        head=f"<script>{(HERE / 'page.js').read_text()}</script>",
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "SSR mode", UserWarning)  # which is off
+        return gr.mount_gradio_app(
+            server,
+            Pages(path, jobs).build(),
+            "/",
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            run_history=False,
+            show_error=False,
+            footer_links=[],
+            max_file_size=UPLOAD,
+            theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            css=(HERE / "page.css").read_text(),
+            head=f"<script>{(HERE / 'page.js').read_text()}</script>",
+        )
 
 
 def told(page: Callable[..., str]) -> Callable[..., str]:

@@ -54,7 +54,9 @@ def serve(
             f"other machines could come in at {host} without a password",
             hint="--auth-file FILE, or --insecure to let everybody read",
         )
-    hilm.Store(path)  # what is wrong with it is raised here
+    hilm.Store(
+        path
+    ).list()  # what is wrong with it is raised here, and the first page need not load the catalog
     uvicorn: Any = require("uvicorn")
     with tempfile.TemporaryDirectory(prefix="hilm-uploads-") as uploads, _listen(host, port) as listening:
         app = make_server(

@@ -141,4 +141,10 @@ def _small(name: str, layer: Layer, first: int) -> Markup:
     )  # the link's text says what it is
     where = urlencode({"name": name, "tensor": layer.name, "first": first})
     told = tag("span", f"{layer.role}, {'x'.join(map(str, layer.shape)) or 'scalar'}", class_="faint")
-    return tag("a", image, tag("span", layer.name), told, href=f"/model?{where}")
+    return tag(
+        "a",
+        image,
+        tag("span", layer.name.replace(".", ".\N{ZERO WIDTH SPACE}")),
+        told,
+        href=f"/model?{where}",
+    )
