@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.tiny import bert_like, write_model
 from tests.web.conftest import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
@@ -22,9 +23,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
+    with pytest.importorskip("playwright.sync_api").sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
@@ -64,7 +63,7 @@ def test_the_walk(look, house, tmp_path):
 
         page.get_by_role("heading", name="tuned", exact=True).wait_for()
         picture = page.locator("img.hilbert")
-        picture.hover()
+        picture.hover(position={"x": 30, "y": 30})
         page.locator(".reading", has_text="] = ").wait_for()
         first = page.locator(".reading").inner_text()
         picture.focus()
@@ -94,9 +93,7 @@ def test_the_walk(look, house, tmp_path):
 
 
 def test_a_running_job_is_cancelled_by_its_button(look, house, tmp_path):
-    from tests.tiny import bert_like, write_model
-
-    large = write_model(tmp_path / "large", bert_like(5, width=256, layers=60, hidden=1024))
+    large = write_model(tmp_path / "large", bert_like(5, width=512, layers=3, hidden=2048))
     with serving(tmp_path / "store") as address:
         look.goto(address)
         look.get_by_label("Add a model").fill(str(large))
@@ -113,8 +110,14 @@ def test_a_running_job_is_cancelled_by_its_button(look, house, tmp_path):
 def test_text_stands_out_and_pictures_have_words(chromium, house, served, scheme):
     """Every text has a contrast of at least 4.5 against what is behind it."""
     page = chromium.new_page(color_scheme=scheme)
-    for path, awaited in (("/", "table"), ("/model?name=base", ".sheet"), ("/search?model=base", "table"),
-                          ("/diff?a=base&b=tuned", "table"), ("/lineage?model=base", "svg.tree")):  # fmt: skip
+    pages = {
+        "/": "table",
+        "/model?name=base": ".sheet",
+        "/search?model=base": "table",
+        "/diff?a=base&b=tuned": "table",
+        "/lineage?model=base": "svg.tree",
+    }
+    for path, awaited in pages.items():
         page.goto(served + path)
         page.locator(f".hilm {awaited}").first.wait_for()
         assert page.evaluate(CONTRAST) == []
@@ -136,10 +139,11 @@ CONTRAST = """() => {
   }
   const poor = []
   for (const e of document.querySelectorAll('.hilm *, label *, nav a, button')) {
-    if (![...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim()) || !e.getClientRects().length) continue
+    const written = [...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim())
+    if (!written || !e.getClientRects().length) continue
     const style = getComputedStyle(e), ink = e.namespaceURI.includes('svg') ? style.fill : style.color
     const [a, b] = [light(ink), light(behind(e))].sort((x, y) => y - x)
-    if ((a + .05) / (b + .05) < 4.5) poor.push(`${e.tagName}.${e.getAttribute('class')} ${e.textContent.trim().slice(0, 30)} ${ink} ${behind(e)}`)
+    if ((a + .05) / (b + .05) < 4.5) poor.push([e.outerHTML.slice(0, 120), ink, behind(e)])
   }
   return poor
 }"""

@@ -11,6 +11,8 @@ from hilm.web.jobs import Jobs
 from tests.tiny import bert_like, write_model
 from tests.web.conftest import SIZES
 
+LARGE = SIZES | {"layers": 2, "width": 512, "hidden": 2048}  # seconds of work, few tensors
+
 
 def ended(jobs, number, seconds=60):
     end = time.monotonic() + seconds
@@ -50,8 +52,7 @@ def test_a_job_that_cannot_be_done_says_why(tmp_path, jobs):
 
 
 def test_a_running_job_is_cancelled_and_leaves_no_model(tmp_path, jobs):
-    sizes = SIZES | {"layers": 60, "width": 128, "hidden": 512}
-    folder = write_model(tmp_path / "large", bert_like(5, **sizes))
+    folder = write_model(tmp_path / "large", bert_like(5, **LARGE))
     job = jobs.start(str(folder), "archive")
     while not next(iter(jobs.list())).values:
         time.sleep(0.005)
@@ -63,8 +64,7 @@ def test_a_running_job_is_cancelled_and_leaves_no_model(tmp_path, jobs):
 
 
 def test_two_run_and_the_rest_wait(tmp_path, jobs, monkeypatch):
-    sizes = SIZES | {"layers": 40, "width": 128, "hidden": 512}
-    folders = [write_model(tmp_path / f"m{k}", bert_like(k, **sizes)) for k in range(4)]
+    folders = [write_model(tmp_path / f"m{k}", bert_like(k, **LARGE)) for k in range(4)]
     for folder in folders:
         jobs.start(str(folder), "index")
     seen = set()
@@ -76,8 +76,7 @@ def test_two_run_and_the_rest_wait(tmp_path, jobs, monkeypatch):
 
 
 def test_closing_cancels_what_waits(tmp_path):
-    sizes = SIZES | {"layers": 60, "width": 128, "hidden": 512}
-    folder, jobs = write_model(tmp_path / "large", bert_like(5, **sizes)), Jobs(tmp_path / "store")
+    folder, jobs = write_model(tmp_path / "large", bert_like(5, **LARGE)), Jobs(tmp_path / "store")
     for _ in range(4):
         jobs.start(str(folder), "archive")
     jobs.close()
@@ -94,8 +93,7 @@ def test_what_cannot_be_started(jobs, model, mode):
 
 def test_there_is_an_end_to_waiting(tmp_path, jobs, monkeypatch):
     monkeypatch.setattr(rooms, "MOST", 2)
-    sizes = SIZES | {"layers": 60, "width": 128, "hidden": 512}
-    folder = str(write_model(tmp_path / "large", bert_like(5, **sizes)))
+    folder = str(write_model(tmp_path / "large", bert_like(5, **LARGE)))
     for _ in range(2):
         jobs.start(folder, "archive")
     with pytest.raises(UsageError, match="waiting"):

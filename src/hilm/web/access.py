@@ -165,6 +165,8 @@ class Guard:
 
         try:
             await self._app(scope, count, protect)
+        except asyncio.CancelledError:
+            pass  # the server ends
         except TooLarge:
             if not begun:
                 await _answer(send, 413, f"at most {UPLOAD >> 20} MiB can be sent")

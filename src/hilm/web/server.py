@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import tempfile
@@ -68,7 +69,13 @@ def serve(
         )
         name = f"[{host}]" if ":" in host else host
         announce(f"http://{name}:{listening.getsockname()[1]}/")
-        config = uvicorn.Config(app, log_level="warning", server_header=False, access_log=False)
+        config = uvicorn.Config(
+            app, log_level="warning", server_header=False, access_log=False, timeout_graceful_shutdown=1
+        )
+        # Open pages keep connections that never end; that they are cut at the end is no error.
+        logging.getLogger("uvicorn.error").addFilter(
+            lambda told: "graceful shutdown" not in told.getMessage()
+        )
         uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -39,10 +39,16 @@ def _row(job: Job) -> list[str]:
         model_link(job.name) if job.name else job.model,
         job.mode,
         tag("span", job.state, class_=f"badge {job.state}"),
-        bar(job.values / job.total, share(job.values, job.total)) if job.total else "",
+        _progress(job),
         rate,
         size(job.memory) if job.memory else "",
         seconds(job.seconds) if job.seconds else "",
         tag("span", job.layer if job.active else " ".join(job.problem), class_="faint"),
         button if job.active else "",
     ]
+
+
+def _progress(job: Job) -> str:
+    if job.total:
+        return bar(job.values / job.total, share(job.values, job.total))
+    return "drawing its film" if job.state == "running" and job.mode != "index" else ""
