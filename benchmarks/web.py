@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Page
 
-MODELS, RUNS = 1000, 5
+MODELS, RUNS = 1000, 3
 PAGES = {
     "library": ("/", "table"),
     "model": ("/model?name=0-7", ".sheet"),

@@ -27,7 +27,7 @@ def store(house):
 def test_the_library_filters_and_sorts(store, monkeypatch):
     found = view_library(store, "", "bits per weight")
     assert [row["model"] for row in found.rows][-1] == "stranger"  # has no reel
-    assert found.fitting == found.totals["models"] == 3
+    assert found.fitting == found.models == 3
     assert [row["model"] for row in view_library(store, "TUN").rows] == ["tuned"]
     assert {row["model"] for row in view_library(store, "archive").rows} == {"base", "tuned"}
     assert view_library(store, "", "no such order") == view_library(store)

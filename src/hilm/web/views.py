@@ -40,20 +40,26 @@ REPORT = 10 << 20
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The store: rows of ``Store.list`` that are shown, how many fit the filter, and ``Store.stats``."""
+    """The store: rows of ``Store.list`` that are shown, how many fit the filter, and sums over all of them."""
 
     rows: tuple[dict[str, Any], ...]
     fitting: int
-    totals: dict[str, Any]
+    models: int
+    parameters: int
+    reels: int
+    bytes: int
 
 
 def view_library(store: Store, needle: str = "", sort: str = "name") -> Library:
     """Models whose name or reel mode contains the needle, in order; figures that are absent come last."""
     key, descending = SORTS.get(sort, SORTS["name"])
-    rows = [r for r in store.list()["models"] if needle.lower() in f"{r['model']} {r['mode']}".lower()]
+    models = store.list()["models"]
+    filmed = [r["bytes"] for r in models if r["mode"]]
+    sums = len(models), sum(r["parameters"] for r in models), len(filmed), sum(filmed)
+    rows = [r for r in models if needle.lower() in f"{r['model']} {r['mode']}".lower()]
     there = sorted((r for r in rows if r[key] is not None), key=lambda r: r[key], reverse=descending)
     there += [r for r in rows if r[key] is None]
-    return Library(tuple(there[:SHOWN]), len(rows), store.stats())
+    return Library(tuple(there[:SHOWN]), len(rows), *sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,17 @@ class Family:
 
 
 def view_family(store: Store, name: str = "") -> Family:
-    """``Store.lineage`` of a model's family, or of every model that has relatives."""
+    """``Store.lineage`` of a model's family, or of every model that has relatives.
+
+    Raises:
+        UnknownModel: No model of that name.
+        UsageError: Of more models than that, all are not arranged while somebody waits.
+    """
+    count = 0 if name else store.stats()["models"]
+    if count > SHOWN:
+        raise UsageError(
+            f"{count:,} models: choose one to see its family", hint="hilm lineage arranges all of them"
+        )
     found = store.lineage(known(store, name) if name else None)
     related = {end for edge in found["edges"] for end in (edge["parent"], edge["child"])}
     nodes = [n for n in found["nodes"] if name or n["model"] in related]

@@ -15,17 +15,15 @@ if TYPE_CHECKING:
 
 def show_library(found: Library) -> Markup:
     """Totals and one row a model."""
-    totals = found.totals
     head = figures(
         [
-            ("models", count(totals["models"])),
-            ("parameters", count(totals["parameters"])),
-            ("their files", size(totals["source_bytes"])),
-            ("reels", count(totals["reels"])),
-            ("size of reels", size(totals["reel_bytes"])),
+            ("models", count(found.models)),
+            ("parameters", count(found.parameters)),
+            ("models with a reel", count(found.reels)),
+            ("size of the reels", size(found.bytes)),
         ]
     )
-    if not totals["models"]:
+    if not found.models:
         return join(
             [head, tag("p", "Nothing is in this store yet. Add a model: a folder, a file or a Hub id.")]
         )
