@@ -37,7 +37,7 @@ def test_the_library_filters_and_sorts(store, monkeypatch):
 
 def test_a_model_has_its_layers(store):
     found = view_model(store, "base")
-    assert len(found.layers) == 18
+    assert len(found.layers) == 16
     assert found.chosen is not None
     assert found.film
     chosen = next(layer for layer in found.layers if layer.name == found.chosen)

@@ -40,7 +40,7 @@ REPORT = 10 << 20
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The store: rows of ``Store.list`` that are shown, how many fit the filter, and sums over all of them."""
+    """The store: rows of ``Store.list`` that are shown, how many fit the filter, sums over all of them."""
 
     rows: tuple[dict[str, Any], ...]
     fitting: int
