@@ -38,6 +38,7 @@ BENCHMARKS = (
     "demo",
     "resnet_bk",
     "learning",
+    "export",
     "onevision",
 )
 
