@@ -31,7 +31,7 @@ from hilm.web.pages.search import show_relatives
 from hilm.web.pictures import read_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 gr: Any = require("gradio")
 
@@ -123,7 +123,7 @@ class Pages:
         for control in (needle, order):
             control.change(listing, [needle, order], shown, show_progress="hidden", api_name=False)
         if self._jobs is not None:
-            self._watch(demo, self._jobs, *adding, lambda: listing("", "name"), shown)
+            self._watch(demo, self._jobs, *adding, listing, [needle, order], [shown])
 
     def _adding(self, jobs: Jobs) -> tuple[Any, Any]:
         """Controls that start a job; what happens is told in the table below them."""
@@ -174,17 +174,17 @@ class Pages:
         jobs: Jobs,
         table: Any,
         timer: Any,
-        then: Callable[[], str] = str,
-        shown: Any = None,
+        listing: Callable[..., str] = str,
+        asked: Sequence[Any] = (),
+        shown: Sequence[Any] = (),
     ) -> None:
-        """Keep the table of jobs up to date; when a job has ended, ``then`` goes into ``shown``."""
+        """Keep the table of jobs up to date; when one has ended, the listing too."""
         ended = gr.State(0)
-        outputs = [table, timer, ended, *([shown] if shown else [])]
 
-        def tick(before: int) -> tuple[Any, ...]:
+        def tick(before: int, *asked: str) -> tuple[Any, ...]:
             now = sum(not job.active for job in jobs.list())
             active = any(job.active for job in jobs.list())
-            news = [then() if now != before else gr.skip()] if shown else []
+            news = [listing(*asked) if now != before else gr.skip() for _ in shown]
             return self._table(jobs), gr.Timer(active=active), now, *news
 
         def cancel(event: gr.EventData) -> str:
@@ -193,7 +193,9 @@ class Pages:
 
         cancel.__annotations__["event"] = gr.EventData  # it is looked for by its type, not by its name
         for event in (demo.load, timer.tick):
-            event(tick, ended, outputs, show_progress="hidden", api_name=False)
+            event(
+                tick, [ended, *asked], [table, timer, ended, *shown], show_progress="hidden", api_name=False
+            )
         table.click(cancel, None, table, show_progress="hidden", api_name=False)
 
     def _model(self, demo: Any) -> None:

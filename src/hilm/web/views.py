@@ -209,12 +209,11 @@ def read_report(path: Path) -> dict[str, Any]:
         UsageError: The file is something else, or too large.
     """
     try:
-        if path.stat().st_size > REPORT:
-            raise UsageError(f"a report has at most {REPORT >> 20} MiB")
-        report = json.loads(path.read_bytes())
+        report = json.loads(path.read_bytes() if path.stat().st_size <= REPORT else b"")
         stages = [{**stage} for stage in report["stages"]]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise UsageError(
-            "this is no parity report", hint="hilm parity run A B --input X=FILE --json"
+            f"this is no parity report of at most {REPORT >> 20} MiB",
+            hint="hilm parity run A B --input X=FILE --json",
         ) from None
     return {"verdict": "", "first_divergence": None, **report, "stages": stages}
