@@ -39,8 +39,9 @@ HERE = Path(__file__).parent
 MAIN = "Library"
 METHODS = ["hybrid", "hierarchical", "features"]
 
-# A click on a button of a job's row becomes an event of the whole table.
-CANCEL = """element.addEventListener('click', event => {
+# A button of a job's row makes an event of the whole table. The table is written anew all the time, also
+# between press and release, which then make no click: pressing is enough.
+CANCEL = """for (const kind of ['pointerdown', 'click']) element.addEventListener(kind, event => {
   const button = event.target.closest('[data-job]')
   if (button) trigger('click', {job: Number(button.dataset.job)})
 })"""
