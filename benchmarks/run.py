@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 BENCHMARKS = (
     "startup",
+    "web",
     "streaming",
     "readers",
     "remote",

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,28 @@ def test_examples_run_and_say_the_truth(name, tmp_path):
     assert done.returncode == 0, done.stderr
     for line in SAYS[name]:
         assert re.search(line, done.stdout, re.MULTILINE), (line, done.stdout)
+
+
+def test_the_notebook_runs_and_shows_tables(tmp_path, monkeypatch):
+    """Cells are run as a notebook would: the last expression is shown, as HTML where it has any."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    shown: list[str] = []
+    names = {"display": lambda thing: shown.append(thing._repr_html_())}
+    cells = json.loads((EXAMPLES / "colab.ipynb").read_text("utf-8"))["cells"]
+    for cell in cells:
+        if cell["cell_type"] != "code":
+            continue
+        assert cell["outputs"] == []
+        tree = ast.parse("".join(cell["source"]))
+        last = ast.Expression(tree.body.pop().value) if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "colab.ipynb", "exec"), names)
+        if last is not None:
+            value = eval(compile(last, "colab.ipynb", "eval"), names)
+            shown += [value._repr_html_()] if hasattr(value, "_repr_html_") else []
+    checkpoint, listed, matches, difference, verified = shown
+    assert "embed_tokens.weight" in checkpoint
+    assert "stranger" in listed
+    assert "fine-tune" in matches
+    assert "fine-tune" in difference
+    assert ">ok</th><td>yes<" in verified

@@ -87,7 +87,8 @@ def test_a_commands_help_imports_nothing_heavy_and_has_examples(name):
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"), [("hilm se", {"search"}), ("hilm sh", {"show"}), ("hilm list --js", {"--json"})]
+    ("typed", "offered"),
+    [("hilm se", {"search", "serve"}), ("hilm sh", {"show"}), ("hilm list --js", {"--json"})],
 )
 def test_the_shell_completes_commands_and_flags(typed, offered):
     position = str(len(typed.split()) - 1)

@@ -55,7 +55,7 @@ def test_nothing_to_sample_is_an_empty_selection(tmp_path, tensors):
 def test_a_model_that_changes_while_it_is_read_is_refused(house, tmp_path):
     folder = write_model(tmp_path / "model", tiny(2))
 
-    def tick(done, total):
+    def tick(done, total, tensor):
         if done == total:
             with (folder / "model.safetensors").open("ab") as file:
                 file.write(b"x")

@@ -55,6 +55,10 @@ COMMANDS: Mapping[str, Entry] = {
     "stats": Entry("Store", "library:stats", "What the store holds, in figures."),
     "show": Entry("Store", "library:show", "One model of the store; --sheet and --picture draw it."),
     "rm": Entry("Store", "library:remove", "Forget a model and delete its reel."),
+    "serve": Entry("Store", "serving:serve", "Show the store in a browser."),
+    "completion": Entry(
+        "Store", "serving:completion", "Have the shell complete commands and names of models."
+    ),
     "run": Entry("Use", "running:run", "Do a task on texts: sentiment, ner, answers, summaries, …"),
     "data": Entry("Use", "data:data", "Look at rows to train on: read, shaped, measured."),
     "guide": Entry("Use", "advising:guide", "Which library for what, answered for a model and this machine."),

@@ -14,6 +14,8 @@ from hilm.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from click.shell_completion import CompletionItem
+
     Function = TypeVar("Function", bound=Callable[..., Any])
 
 SWITCHES = {
@@ -45,6 +47,24 @@ class LayerTypes(Several):
         return value in LAYER_TYPES or not ("/" in value or Path(value).exists())
 
 
+MODELS = frozenset({"model", "models", "a", "b"})
+"""Arguments that a model of the store can be."""
+
+
+def complete_models(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of models in the store that begin so; and files, where there are none."""
+    del parameter
+    from click.shell_completion import CompletionItem  # noqa: PLC0415 only a shell that completes pays for it
+
+    import hilm  # noqa: PLC0415 the same
+
+    names = [row["model"] for row in hilm.Store(context.params.get("storage_dir")).list()["models"]]
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
 class Command(click.Command):
     """A command whose help ends with examples, and whose flags may take several values.
 
@@ -55,6 +75,9 @@ class Command(click.Command):
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:  # noqa: ANN401 click's
         super().__init__(*args, **kwargs)
         self.examples = examples
+        for param in self.params:
+            if isinstance(param, click.Argument) and param.name in MODELS:
+                param._custom_shell_complete = complete_models  # noqa: SLF001 - else every command would say so
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Write a flag again before each further value of it, which is the form click reads."""

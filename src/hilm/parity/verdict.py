@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hilm.html import Document
 from hilm.parity.metrics import Measured, judge, worst_tokens
 
 if TYPE_CHECKING:
@@ -135,6 +136,9 @@ class ParityReport:
         """Stages of one input in the candidate's own format, errors accumulating if they did anywhere."""
         ours = [s for s in self.stages if s.input == item.name and s.precision in self.plan[-1:]]
         return [s for s in ours if s.mode == "free"] or [s for s in ours if s.mode == "local"]
+
+    def _repr_html_(self) -> str:
+        return Document(self.document())._repr_html_()
 
     def document(self) -> dict[str, Any]:
         """Everything but the pictures, in a stable order."""

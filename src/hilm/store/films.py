@@ -21,6 +21,7 @@ from hilm.weights.roles import classify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -45,14 +46,16 @@ def film_models(
             "a film of one tensor takes two checkpoints or more", hint="hilm show A B --film F.mp4"
         )
     places = [store.locate(model) for model in models]
-    first = _read(store, places[0], tensor)
-    shown = _differ(_read(store, places[-1], first.name, first), first) if difference else first.values
+    first = read_drawable(store, places[0], tensor)
+    shown = (
+        _differ(read_drawable(store, places[-1], first.name, first), first) if difference else first.values
+    )
     scale, sigmas = measure(shown)[1], list[float]()
     titles = _titles([os.fspath(model) for model in models])
 
     def frames() -> Iterator[NDArray[np.uint8]]:
         for title, place in zip(titles, places, strict=True):
-            state = _read(store, place, first.name, first)
+            state = read_drawable(store, place, first.name, first)
             values = _differ(state, first) if difference else state.values
             facts = f"{'difference  ' * difference}{'sampled  ' * state.sampled}s {scale:.3g}"
             frame = draw_state(values, title=title, name=first.name, facts=facts, scale=scale)
@@ -77,14 +80,19 @@ def _titles(models: list[str]) -> list[str]:
     return names if len(set(names)) == len(names) else models
 
 
-def _read(store: Store, place: str, name: str | None, like: Drawable | None = None) -> Drawable:
+def open_place(store: Store, place: str) -> AbstractContextManager[Checkpoint | Reel]:
+    """Open a reel with what it stands on, or a checkpoint."""
+    return open_reel(place, None, store) if is_reel(place) else open_checkpoint(place)
+
+
+def read_drawable(store: Store, place: str, name: str | None, like: Drawable | None = None) -> Drawable:
     """The tensor of that name, or by default the largest; it must have the shape of ``like``.
 
     Raises:
         UsageError: There is none, or it has another shape.
     """
-    with open_reel(place, None, store) if is_reel(place) else open_checkpoint(place) as source:
-        shapes = _shapes(source)
+    with open_place(store, place) as source:
+        shapes = shapes_of(source)
         name = _largest(shapes) if name is None else name
         if name not in shapes:
             raise UsageError(f"{place} has no tensor {name!r}", hint="hilm inspect lists what is in it")
@@ -93,7 +101,7 @@ def _read(store: Store, place: str, name: str | None, like: Drawable | None = No
         return next(drawables(source, frozenset({name})))
 
 
-def _shapes(source: Checkpoint | Reel) -> dict[str, tuple[int, ...]]:
+def shapes_of(source: Checkpoint | Reel) -> dict[str, tuple[int, ...]]:
     """Every stored tensor and its shape; further names of one are left out."""
     if isinstance(source, Reel):
         return {n: tuple(e["shape"]) for n, e in source.tensors.items() if e.get("alias_of") is None}

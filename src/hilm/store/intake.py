@@ -51,7 +51,7 @@ class Intake:
     Args:
         plan: Says which are to be done.
         progress: Called with models done, models in all, and the name of the last; for a single model with
-            its values instead.
+            its values and tensors instead.
 
     Attributes:
         done: Name to what ``encode`` prints, of models now acknowledged.
@@ -116,11 +116,9 @@ class Intake:
         self, executor: Executor, tasks: Iterator[Task], total: int, writer: ThreadPoolExecutor
     ) -> None:
         """Do the jobs; meanwhile ``writer`` makes reels of samples and commits."""
-
-        def tick(done: int, values: int) -> None:
-            self.progress(done, values, "")
-
-        function = partial(run_job, tick=tick) if executor.name == "serial" and total == 1 else run_job
+        function = (
+            partial(run_job, tick=self.progress) if executor.name == "serial" and total == 1 else run_job
+        )
         for outcome in executor.map_unordered(function, tasks):
             error = outcome.error or _find_nothing(outcome)
             if error is not None:

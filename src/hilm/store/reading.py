@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from hilm.html import Document
 from hilm.weights import MemoryEfficientParameterStreamer, StreamingConfig, open_checkpoint
 from hilm.weights.statistics import LayerStatistics
 
@@ -48,15 +49,17 @@ def inspect(model: str | PathLike[str]) -> dict[str, Any]:
             )
             if info.is_weight and info.alias_of is None:
                 roles[info.role.type] = roles.get(info.role.type, 0) + info.numel
-        return {
-            "model": checkpoint.name,
-            "format": checkpoint.format,
-            "parameters": checkpoint.total_parameters,
-            "tensors": tensors,
-            "roles": roles,
-            "files": [{"name": file.name, "bytes": file.size} for file in checkpoint.files],
-            "notes": list(checkpoint.notes),
-        }
+        return Document(
+            {
+                "model": checkpoint.name,
+                "format": checkpoint.format,
+                "parameters": checkpoint.total_parameters,
+                "tensors": tensors,
+                "roles": roles,
+                "files": [{"name": file.name, "bytes": file.size} for file in checkpoint.files],
+                "notes": list(checkpoint.notes),
+            }
+        )
 
 
 def stream(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hilm.files import write_file
+from hilm.html import Document
 from hilm.reel.decoder import decode_files
 from hilm.reel.verification import verify_reel
 from hilm.store.bases import open_reel
@@ -140,10 +141,6 @@ def verify(
             progress(min(done, total), total, label)
 
         report = verify_reel(opened, checkpoint, tick)
-    return {
-        "ok": report.ok,
-        "checked": report.checked,
-        "bad": report.bad,
-        "max_abs": report.max_abs,
-        "nmse": report.nmse,
-    }
+    return Document(
+        ok=report.ok, checked=report.checked, bad=report.bad, max_abs=report.max_abs, nmse=report.nmse
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits
 
+from hilm.html import Document
 from hilm.lineage.comparison import compare
 from hilm.lineage.merges import NEAREST
 from hilm.lineage.verdict import Verdict, verdict
@@ -54,20 +55,22 @@ def diff(
         judged = verdict(found.evidence)
         progress(1, 1, judged.relation)
     judged = _as_parent(store, a, b, judged)
-    return {
-        "relation": judged.relation,
-        "p_value": judged.p_value,
-        "score": judged.score,
-        "z": judged.z,
-        "sentence": judged.sentence,
-        "tensors": [
-            {"a": p.a, "b": p.b, "cosine": p.cosine, "rel_l2": p.rel_l2, "identical": p.identical}
-            for p in found.pairs
-        ],
-        "only_a": list(found.only_a),
-        "only_b": list(found.only_b),
-        "details": judged.details,
-    }
+    return Document(
+        {
+            "relation": judged.relation,
+            "p_value": judged.p_value,
+            "score": judged.score,
+            "z": judged.z,
+            "sentence": judged.sentence,
+            "tensors": [
+                {"a": p.a, "b": p.b, "cosine": p.cosine, "rel_l2": p.rel_l2, "identical": p.identical}
+                for p in found.pairs
+            ],
+            "only_a": list(found.only_a),
+            "only_b": list(found.only_b),
+            "details": judged.details,
+        }
+    )
 
 
 def _as_parent(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hilm.errors import UsageError
 from hilm.files import write_file
+from hilm.html import Document
 from hilm.reel.decoder import Reel
 from hilm.reel.rate_plot import Point, draw_rates
 from hilm.reel.report import measure_reel, total
@@ -69,7 +70,7 @@ def report(
             raise UsageError("every bit is kept: there is no error to draw", hint="hilm encode --mode small")
         title = ", ".join(Path(path).name for path in reels)
         write_file(Path(picture), draw_rates(points, title=title))
-    return {"reels": documents, "picture": None if picture is None else str(picture)}
+    return Document(reels=documents, picture=None if picture is None else str(picture))
 
 
 def _measure(

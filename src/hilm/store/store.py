@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from hilm.errors import NotAStore, StorageError, UnknownModel, UsageError
+from hilm.html import Document
 from hilm.store.reading import no_progress
 from hilm.weights.folder import is_hub_id, is_remote, split_variant
 
@@ -182,7 +183,8 @@ class Store:
             options |= settle_base(self, base) | {"force": force}
         intake = self._intake(mode, options, force=force, progress=progress)
         intake.run([os.fspath(m) for m in models], name=name, jobs=jobs, ray=ray)
-        return {"models": [*intake.plan.skipped.values(), *intake.done.values()], "failed": intake.failed}
+        made = [*intake.plan.skipped.values(), *intake.done.values()]
+        return Document(models=made, failed=intake.failed)
 
     def quote(
         self,
@@ -278,8 +280,8 @@ class Store:
             {"component": name, "matches": [_describe_match(match) for match in near]}
             for name, near in parts.items()
         ]
-        document = {"query": query.name, "method": method, "matches": found}
-        return document | adapter | ({"components": components} if components else {})
+        more = adapter | ({"components": components} if components else {})
+        return Document({"query": query.name, "method": method, "matches": found} | more)
 
     def lineage(
         self,
@@ -307,7 +309,7 @@ class Store:
         """
         from hilm.store.genealogy import lineage_of  # noqa: PLC0415 - only drawing trees needs it
 
-        return lineage_of(self, model, picture, progress)
+        return Document(lineage_of(self, model, picture, progress))
 
     def dedupe(self, *, measure: bool = False, progress: Progress = no_progress) -> dict[str, Any]:
         """Find models that are there more than once, by fingerprints; nothing is deleted.
@@ -383,7 +385,7 @@ class Store:
     def list(self) -> dict[str, Any]:
         """Every model in the store: model, parameters, mode, bytes, bits_per_weight, uri."""
         if not self.exists:
-            return {"models": []}
+            return Document(models=[])
         reels: dict[str, list[dict[str, Any]]] = {}
         for row in self.catalog.rows("reels"):
             reels.setdefault(row["name"], []).append(row)
@@ -400,7 +402,7 @@ class Store:
                     "uri": row["uri"],
                 }
             )
-        return {"models": models}
+        return Document(models=models)
 
     def stats(self) -> dict[str, Any]:
         """Totals over the store: models, parameters, reels, bytes of reels and of their sources."""
@@ -408,15 +410,17 @@ class Store:
         reels = self.catalog.rows("reels") if self.exists else []
         files = {row["uri"] for row in reels}
         sizes = [(self.reels / uri).stat().st_size for uri in files if (self.reels / uri).is_file()]
-        return {
-            "path": str(self.path),
-            "models": len(models),
-            "parameters": sum(row["parameters"] for row in models),
-            "source_bytes": sum(row["bytes"] for row in models),
-            "reels": len(files),
-            "reel_bytes": sum(sizes),
-            "frames": sum(row["frames"] for row in reels),
-        }
+        return Document(
+            {
+                "path": str(self.path),
+                "models": len(models),
+                "parameters": sum(row["parameters"] for row in models),
+                "source_bytes": sum(row["bytes"] for row in models),
+                "reels": len(files),
+                "reel_bytes": sum(sizes),
+                "frames": sum(row["frames"] for row in reels),
+            }
+        )
 
     def show(
         self,
@@ -447,7 +451,7 @@ class Store:
         """
         from hilm.store.showing import show_model  # noqa: PLC0415 - only pictures need it
 
-        return show_model(
+        found = show_model(
             self,
             model,
             chain=chain,
@@ -457,6 +461,7 @@ class Store:
             figure=figure,
             progress=progress,
         )
+        return Document(found)
 
     def film(
         self,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from hilm.reel.sampling import ModelSample
     from hilm.weights import Block, ChunkMetadata
 
-    Tick = Callable[[int, int], None]
+    Tick = Callable[[int, int, str], None]
     Sink = Callable[[Block], None]
     Values = tuple[NDArray[np.float32], tuple[ChunkMetadata, ...]]
 
@@ -120,7 +120,7 @@ class Result:
         )
 
 
-def ignore(done: int, total: int) -> None:
+def ignore(done: int, total: int, tensor: str) -> None:
     """Report no progress."""
 
 
@@ -131,7 +131,7 @@ def run_job(job: Job, tick: Tick = ignore) -> Result:
 
     Args:
         job: What to do.
-        tick: Called with the values done and the values in all, after every block.
+        tick: Called with the values done, the values in all and the tensor, after every block.
 
     Raises:
         HilmError: Whatever is wrong with the model, or with writing the reel.
@@ -159,7 +159,7 @@ def _counter(checkpoint: Checkpoint, tick: Tick) -> Sink:
     def count(block: Block) -> None:
         nonlocal done
         done += block.stop - block.start
-        tick(done, total)
+        tick(done, total, block.info.name)
 
     return count
 

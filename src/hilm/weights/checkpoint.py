@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from hilm.errors import UsageError
+from hilm.html import Document
 from hilm.weights.blocks import Block, read_blocks
 from hilm.weights.content import content_key
 from hilm.weights.dtypes import decode
@@ -99,6 +100,20 @@ class Checkpoint:
         )
         self.metadata = {key: text for listing in listings for key, text in listing.metadata.items()}
         self.notes = (*notes, *packed)
+
+    def _repr_html_(self) -> str:
+        told = {
+            "model": self.name,
+            "format": self.format,
+            "parameters": self.total_parameters,
+            "bytes": sum(file.size for file in self.files),
+            "notes": self.notes,
+        }
+        tensors = [
+            {"name": t.name, "shape": "x".join(map(str, t.shape)), "dtype": t.dtype, "role": t.role.type}
+            for t in self.tensors.values()
+        ]
+        return Document(told, tensors=tensors)._repr_html_()
 
     def __enter__(self) -> Self:
         return self
