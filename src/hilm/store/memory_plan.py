@@ -165,6 +165,7 @@ def plan(
     rank: int = 16,
     targets: Sequence[str] = ("attention", "mlp"),
     checkpointing: bool = False,
+    adapter: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Say what memory training and serving a model take; no weights are read.
 
@@ -175,6 +176,7 @@ def plan(
         rank: Of LoRA.
         targets: Layer types whose matrices LoRA adapts.
         checkpointing: Whether activations are computed again instead of kept.
+        adapter: Values and tensors trained beside a frozen base, instead of LoRA's of this rank.
 
     Returns:
         ``model``; exact: ``parameters``, ``roles`` (parameters of each), ``stored_bytes``; ``assumptions``
@@ -208,7 +210,7 @@ def plan(
             "rank": rank,
             "targets": sorted(layer_types),
         },
-        "training": _train(parameters, parameters.adapter(layer_types, rank), sizes, step),
+        "training": _train(parameters, adapter or parameters.adapter(layer_types, rank), sizes, step),
         "serving": _serve(parameters, sizes.cache * 1000 * batch if sizes and sizes.cache else None),
         "estimated": ["activations", "total", "safe"],
         "notes": [] if sizes else ["no config.json that states layers and width: activations are unknown"],
@@ -225,12 +227,13 @@ def _train(
         bits: None if sizes is None else step.activations(sizes, bits, gated=parameters.gated)
         for bits in (16, 32)
     }
-    nf4 = parameters.quantise(nf4_bytes)
+    nf4, int8 = parameters.quantise(nf4_bytes), parameters.quantise(int8_bytes)
     rows = (
         ("full fp32", everything, 4 * count, kept[32], 0),
         ("full bf16 mixed", everything, 4 * count, kept[16], sum(copies)),
         ("lora", adapter, parameters.stored + 4 * adapter[0], kept[parameters.bits], 0),
         ("qlora nf4", adapter, nf4 + 4 * adapter[0], kept[16], max(copies, default=0)),
+        ("qlora int8", adapter, int8 + 4 * adapter[0], kept[16], max(copies, default=0)),
     )
     return [
         _row(method, trained, weights, None if activations is None else activations + beside)
