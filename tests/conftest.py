@@ -9,6 +9,8 @@ os.environ["HILM_POISON"] = "1"  # buffers are overwritten before they are reuse
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.hub_server import HubServer
+
 # A run started in the background ignores Ctrl-C, and so would everything that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -21,3 +23,11 @@ settings.load_profile("hilm")
 def _own_home(tmp_path_factory, monkeypatch):
     """No test may touch the store of whoever runs it."""
     monkeypatch.setenv("HILM_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture
+def local_hub(tmp_path, monkeypatch):
+    """An empty Hub on this machine, the only one that this process can reach."""
+    with HubServer() as hub:
+        hub.reach(monkeypatch, tmp_path / "hub_home")
+        yield hub

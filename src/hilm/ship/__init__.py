@@ -1,39 +1,55 @@
-"""Models leave for other runtimes: ONNX graphs and TensorRT engines, verified before they are published."""
+"""Models leave: as ONNX graphs and TensorRT engines, verified before they are published, and to the Hub."""
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from hilm.extras import require
 
-for name in ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"):
-    require(name)
+_EXPORT = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+_HOMES = {
+    "BenchReport": "benchmark",
+    "bench": "benchmark",
+    "DeploymentReport": "deployment",
+    "export_model_for_deployment": "deployment",
+    "ExportReport": "onnx_export",
+    "export_to_onnx": "onnx_export",
+    "OptimizationReport": "onnx_optimize",
+    "optimize_onnx_model": "onnx_optimize",
+    "VerificationReport": "onnx_verify",
+    "verify_onnx_model": "onnx_verify",
+    "OnnxStreamer": "state_graph",
+    "SpeedReport": "tensorrt_export",
+    "benchmark_tensorrt_speedup": "tensorrt_export",
+    "export_model_to_tensorrt": "tensorrt_export",
+    "export_to_tensorrt": "tensorrt_export",
+    "CardFacts": "model_card",
+    "build": "model_card",
+    "diff": "model_card",
+    "check": "card_rules",
+    "create_model_card": "card_facts",
+    "gather": "card_facts",
+    "pull": "pull",
+    "plan_push": "push",
+    "push": "push",
+    "push_batch": "batch",
+    "batch_upload_models": "batch",
+    "upload_model_to_hub": "batch",
+}
 
-from hilm.ship.benchmark import BenchReport, bench  # noqa: E402 - MissingExtra must come first
-from hilm.ship.deployment import DeploymentReport, export_model_for_deployment  # noqa: E402 - the same
-from hilm.ship.onnx_export import ExportReport, export_to_onnx  # noqa: E402 - the same
-from hilm.ship.onnx_optimize import OptimizationReport, optimize_onnx_model  # noqa: E402 - the same
-from hilm.ship.onnx_verify import VerificationReport, verify_onnx_model  # noqa: E402 - the same
-from hilm.ship.state_graph import OnnxStreamer  # noqa: E402 - the same
-from hilm.ship.tensorrt_export import (  # noqa: E402 - the same
-    SpeedReport,
-    benchmark_tensorrt_speedup,
-    export_model_to_tensorrt,
-    export_to_tensorrt,
-)
+__all__ = sorted(_HOMES)  # noqa: PLE0605 - the table above
 
-__all__ = [
-    "BenchReport",
-    "DeploymentReport",
-    "ExportReport",
-    "OnnxStreamer",
-    "OptimizationReport",
-    "SpeedReport",
-    "VerificationReport",
-    "bench",
-    "benchmark_tensorrt_speedup",
-    "export_model_for_deployment",
-    "export_model_to_tensorrt",
-    "export_to_onnx",
-    "export_to_tensorrt",
-    "optimize_onnx_model",
-    "verify_onnx_model",
-]
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for; only exporting needs the extra.
+
+    Raises:
+        MissingExtra: A package that exporting needs is not installed.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hilm.ship' has no attribute {name!r}")
+    home = _HOMES[name]
+    if home.startswith(("bench", "deploy", "onnx", "state", "tensorrt")):
+        for module in _EXPORT:
+            require(module)
+    return getattr(import_module(f"hilm.ship.{home}"), name)

@@ -1,0 +1,460 @@
+"""Checks of a model card against itself, the files beside it and the weights; nothing leaves the machine."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hilm.errors import HilmError, InputError, NotACheckpoint
+from hilm.ship import front_matter
+from hilm.ship.card_facts import digest, read_json
+from hilm.ship.identifiers import HEADS, LANGUAGES, LICENSES, TASKS
+from hilm.ship.model_card import RELATIONS
+from hilm.ship.references import ABSOLUTE, SECRET, is_repository
+from hilm.store import inspect, stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from os import PathLike
+
+CARD = "README.md"
+SETTINGS = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json")
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+TEXTS = {".md", ".json", ".txt", ".py", ".yaml", ".yml", ".toml", ".jinja", ".csv", ".jsonl", ""}
+MAX_TEXT = 64 << 20
+
+Found = tuple[str, str, str]
+"""What was found, what to do about it, and the words to look for to know the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing wrong.
+
+    Attributes:
+        rule: ``C01`` to ``C20``.
+        level: ``error`` or ``warning``.
+        file: Path in the folder.
+        line: From 1; 0 when it is not on one line.
+        message: What was found.
+        fix: What to do.
+    """
+
+    rule: str
+    level: str
+    file: str
+    line: int
+    message: str
+    fix: str
+
+
+@dataclass(slots=True)
+class Subject:
+    """A folder with its card, read once."""
+
+    folder: Path
+    repo_id: str
+    names: Collection[str]
+    licenses: frozenset[str]
+    text: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+    body: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    adapter: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bases(self) -> list[Any]:
+        """Base models, always as a list."""
+        base = self.fields.get("base_model") or []
+        return base if isinstance(base, list) else [base]
+
+
+def check(
+    folder: str | PathLike[str],
+    repo_id: str = "",
+    *,
+    files: Collection[str] | None = None,
+    scan: bool = True,
+    licenses: Iterable[str] = (),
+) -> list[Finding]:
+    """Check the card of a folder by rules C01 to C20; offline, and without torch.
+
+    Args:
+        folder: Of the model; or its README.md.
+        repo_id: Repository it is for, where that is known.
+        files: Paths that would be published; all by default.
+        scan: Whether to read all weights, looking for values that are not finite.
+        licenses: Further identifiers that are to be taken.
+
+    Returns:
+        What is wrong, in the order of the rules; empty for a good card.
+
+    Raises:
+        InputError: There is no such folder.
+    """
+    root = Path(folder).parent if Path(folder).is_file() else Path(folder)
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder", hint="name the folder of a model")
+    present = (path for path in sorted(root.rglob("*")) if path.is_file())
+    names = files if files is not None else [path.relative_to(root).as_posix() for path in present]
+    names = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
+    subject = Subject(root, repo_id, names, LICENSES | set(licenses))
+    findings = list(_read(subject))
+    if subject.fields:
+        for rule, level, find in RULES:
+            findings += [_finding(subject, rule, level, found) for found in find(subject)]
+    findings += [*_texts(subject), *(_finite(subject) if scan else ())]
+    return sorted(findings, key=lambda found: (found.rule, found.file, found.line))
+
+
+def _finding(subject: Subject, rule: str, level: str, found: Found, file: str = CARD) -> Finding:
+    message, fix, words = found
+    level = "warning" if message.startswith("~") else level
+    lines = subject.text.splitlines() if words and file == CARD else []
+    line = next((number for number, text in enumerate(lines, 1) if words in text), 0)
+    return Finding(rule, level, file, line, message.lstrip("~"), fix)
+
+
+def _read(subject: Subject) -> Iterator[Finding]:
+    """Fill the subject; what cannot be read is a finding."""
+    card = subject.folder / CARD
+    problem = ""
+    if not card.is_file() or card.stat().st_size > front_matter.MAX_CARD:
+        problem = "there is no README.md that could be a card"
+    else:
+        try:
+            subject.text = card.read_text("utf-8")
+            subject.fields, subject.body = front_matter.split(subject.text)
+            problem = "" if subject.fields else "the front matter is empty"
+        except (InputError, UnicodeDecodeError) as error:
+            problem = str(error)
+    if problem:
+        yield _finding(subject, "C01", "error", (problem, "hilm card build writes one", ""))
+    for name, target in (("config.json", "config"), ("adapter_config.json", "adapter")):
+        try:
+            setattr(subject, target, read_json(subject.folder / name))
+        except InputError as error:
+            yield _finding(subject, "C16", "error", (str(error), "write it again", ""), name)
+    try:
+        subject.weights = inspect(subject.folder)
+    except NotACheckpoint:
+        return
+    except InputError as error:
+        yield _finding(subject, "C16", "error", (str(error), error.hint, ""), "")
+
+
+def _license(subject: Subject) -> Iterator[Found]:
+    given = subject.fields.get("license")
+    explained = {"license_name", "license_link"} <= subject.fields.keys() or any(
+        name.upper().startswith("LICENSE") for name in subject.names
+    )
+    for name in given if isinstance(given, list) else [given]:
+        if name not in subject.licenses:
+            yield f"license is {name!r}", "use an identifier of the Hub, or other", "license"
+        elif name == "unknown":
+            yield "~the licence is unknown", "say under what licence it may be used", "license"
+        elif name == "other" and not explained:
+            yield "licence other is not explained", "give license_name and license_link, or LICENSE", "license"
+
+
+def _base(subject: Subject) -> Iterator[Found]:
+    for base in subject.bases:
+        if not is_repository(base, owner=False):
+            yield f"base_model is {base!r}", "write owner/name of the repository", "base_model"
+        elif base == subject.repo_id:
+            yield (
+                "base_model is the model itself",
+                "name what it was made from, or leave it out",
+                "base_model",
+            )
+        elif "/" not in base:
+            yield f"~base_model {base!r} has no owner", "write owner/name", "base_model"
+
+
+def _relation(subject: Subject) -> Iterator[Found]:
+    relation, where = subject.fields.get("base_model_relation"), "base_model_relation"
+    if relation is None:
+        return
+    if relation not in RELATIONS:
+        yield f"base_model_relation is {relation!r}", f"use one of {', '.join(RELATIONS)}", where
+    elif not subject.bases:
+        yield "a base_model_relation without a base_model", "name the base model", where
+    else:
+        quantized = "quantization_config" in subject.config or any(n.endswith(".gguf") for n in subject.names)
+        expected = "adapter" if subject.adapter else "quantized" if quantized else "finetune"
+        expected = "merge" if len(subject.bases) > 1 else expected
+        if relation != expected:
+            yield (
+                f"base_model_relation is {relation}, but the files say {expected}",
+                f"write {expected}",
+                where,
+            )
+
+
+def _task(subject: Subject) -> Iterator[Found]:
+    task = subject.fields.get("pipeline_tag")
+    if task is None:
+        return
+    if task not in TASKS:
+        yield f"pipeline_tag {task!r} is not known", "use a task of the Hub", "pipeline_tag"
+    for name in subject.config.get("architectures") or []:
+        fitting = next((tasks for head, tasks in HEADS.items() if str(name).endswith(head)), (task,))
+        if task in TASKS and task not in fitting:
+            yield (
+                f"pipeline_tag is {task}, but {name} is for {fitting[0]}",
+                f"write {fitting[0]}",
+                "pipeline_tag",
+            )
+
+
+def _library(subject: Subject) -> Iterator[Found]:
+    library = subject.fields.get("library_name")
+    remote = "sentence-transformers" if "modules.json" in subject.names else "transformers"
+    expected = "peft" if subject.adapter else remote if subject.config.get("architectures") else library
+    if library is not None and library != expected:
+        yield (
+            f"library_name is {library!r}, but the files are of {expected}",
+            f"write {expected}",
+            "library_name",
+        )
+
+
+def _language(subject: Subject) -> Iterator[Found]:
+    given = subject.fields.get("language", [])
+    for code in given if isinstance(given, list) else [given]:
+        if code is False:
+            yield "language no was read as false", "write 'no' in quotes", "language"
+        elif code not in LANGUAGES and not re.fullmatch(r"[a-z]{3}", str(code)):
+            yield f"language {code!r} is no ISO 639 code", "write a code such as en", "language"
+
+
+def _datasets(subject: Subject) -> Iterator[Found]:
+    given = subject.fields.get("datasets", [])
+    for name in given if isinstance(given, list) else [given]:
+        if not is_repository(name, owner=False):
+            yield f"dataset {name!r} is no id on the Hub", "write owner/name", "datasets"
+
+
+def _tags(subject: Subject) -> Iterator[Found]:
+    given = subject.fields.get("tags", [])
+    if not isinstance(given, list):
+        yield "tags are no list", "write one tag a line, each behind a dash", "tags"
+        return
+    for tag in given:
+        if not isinstance(tag, str):
+            yield f"tag {tag!r} is no text", "put it in quotes", "tags"
+        elif re.match(r"base_model:(\w+:)?(/|\.|~)", tag):
+            yield f"tag {tag!r} holds a path", "remove the tag", tag
+
+
+def _results(subject: Subject) -> Iterator[Found]:
+    index, where = subject.fields.get("model-index"), "model-index"
+    try:
+        for model in index or ():
+            if not model.get("name"):
+                yield "model-index without a name", "give name", where
+            for result in model["results"]:
+                wanted = [result["task"]["type"], result["dataset"]["type"], result["dataset"]["name"]]
+                for metric in result["metrics"]:
+                    value = metric["value"]
+                    number = isinstance(value, int | float) and not isinstance(value, bool)
+                    if not number or not math.isfinite(value):
+                        yield (
+                            f"metric {metric['type']} is {value!r}, no finite number",
+                            "write the figure",
+                            where,
+                        )
+                    wanted.append(metric["type"])
+                if not all(isinstance(word, str) and word for word in wanted):
+                    yield (
+                        "model-index with an empty name",
+                        "fill task.type, dataset.type, .name, metric.type",
+                        where,
+                    )
+    except (KeyError, TypeError, AttributeError) as error:
+        yield (
+            f"model-index lacks {error}",
+            "give name, results: task.type, dataset.type and .name, metrics",
+            where,
+        )
+
+
+def _sources(subject: Subject) -> Iterator[Found]:
+    reports = {digest(subject.folder / n) for n in subject.names if n.endswith(".json")}
+    index = subject.fields.get("model-index")
+    results = [
+        r
+        for m in (index if isinstance(index, list) else ())
+        if isinstance(m, dict)
+        for r in m.get("results") or ()
+    ]
+    for result in results:
+        source = result.get("source") if isinstance(result, dict) else None
+        name = str(source.get("name")) if isinstance(source, dict) else ""
+        if name != "self-reported" and name not in reports:
+            yield (
+                "a metric has no report beside it",
+                "publish the report, or say source: name: self-reported",
+                "metrics",
+            )
+
+
+_PLACEHOLDERS = ("[More Information Needed]", "Model Card for Model ID", "TODO", "<!--")
+
+
+def _placeholders(subject: Subject) -> Iterator[Found]:
+    for words in _PLACEHOLDERS:
+        if words in subject.text:
+            yield f"{words!r} was left in the card", "write what is known, and leave out the rest", words
+
+
+def _adapter_base(subject: Subject) -> Iterator[Found]:
+    base = subject.adapter.get("base_model_name_or_path")
+    if subject.adapter and base not in subject.bases:
+        yield (
+            f"the adapter was made for {base!r}, not for base_model",
+            "name the same model in both",
+            "base_model",
+        )
+
+
+def _files(subject: Subject) -> Iterator[Found]:
+    names = set(subject.names)
+    shards = {n for n in names if re.fullmatch(r".*-\d{5}-of-\d{5}\.safetensors", n)}
+    for index in [n for n in names if n.endswith(".safetensors.index.json")]:
+        document = read_json(subject.folder / index)
+        place = index.rpartition("/")[0]
+        mapped = {f"{place}/{n}".lstrip("/") for n in map(str, (document.get("weight_map") or {}).values())}
+        if missing := sorted(mapped - names):
+            yield f"{index} names {missing[0]}, which is not there", "add the missing files", ""
+        if orphans := sorted({n for n in shards if n.rpartition("/")[0] == place} - mapped):
+            yield f"{orphans[0]} is not in {index}", "remove it, or add it to the index", ""
+        total = (document.get("metadata") or {}).get("total_size")
+        stored = sum(tensor["bytes"] for tensor in subject.weights.get("tensors", ()))
+        if total is not None and stored and total != stored:
+            yield f"{index} states {total:,} bytes, the shards hold {stored:,}", "write the index again", ""
+    if shards and not any(n.endswith(".index.json") for n in names):
+        yield f"{min(shards)} has no index", "add model.safetensors.index.json", ""
+    if pickled := sorted(
+        n for n in names if Path(n).suffix in PICKLES and any(m.endswith(".safetensors") for m in names)
+    ):
+        yield f"{pickled[0]} is a pickle beside safetensors", "remove it", ""
+
+
+_COUNTED = re.compile(
+    r"(?<![\w.,])(\d[\d,]*(?:\.\d+)?) ?([KMB])?(?: (thousand|million|billion))? parameters\b"
+)
+_STORED = re.compile(r"(?:stored as|[Tt]ensor type:?|[Dd]type:?)\W{0,4}((?:[A-Z]+\d\w*(?:, )?)+)")
+_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "t": 1e3, "m": 1e6, "b": 1e9, "": 1}
+
+
+def _stated(subject: Subject) -> Iterator[Found]:
+    if not subject.weights:
+        return
+    total = subject.weights["parameters"]
+    for match in _COUNTED.finditer(subject.body):
+        number, unit = float(match[1].replace(",", "")), match[2] or (match[3] or "")[:1]
+        exact = not unit and number >= 1000
+        if (exact and number != total) or (unit and abs(number * _UNITS[unit] - total) > 0.05 * total):
+            yield (
+                f"{'' if exact else '~'}the card says {match[0]}, the files hold {total:,}",
+                "correct it",
+                match[0],
+            )
+    held = {tensor["dtype"] for tensor in subject.weights["tensors"]}
+    for match in _STORED.finditer(subject.body):
+        if set(match[1].strip(", ").split(", ")) != held:
+            yield (
+                f"the card says {match[0]}, the files hold {', '.join(sorted(held))}",
+                "correct it",
+                match[0],
+            )
+
+
+def _snippets(subject: Subject) -> Iterator[Found]:
+    blocks = "\n".join(re.findall(r"^```[\w-]*\n(.*?)^```", subject.body, re.DOTALL | re.MULTILINE))
+    loads = re.search(r"from_pretrained\(|pipeline\(|hilm pull|hf download|snapshot_download", blocks)
+    if subject.repo_id and loads and subject.repo_id not in blocks:
+        yield f"no snippet names {subject.repo_id}", "load the model by the id it will have", loads[0]
+    for link in re.findall(r"\]\((?!\w+:|#|/)([^)#\s]+)", subject.body):
+        if link.removeprefix("./") not in subject.names:
+            yield f"~the link to {link} leads nowhere", "publish the file, or remove the link", link
+
+
+def _base_license(subject: Subject) -> Iterator[Found]:
+    from hilm.weights.hub_files import locate_hub  # noqa: PLC0415 - only cards with a base need it
+
+    for base in filter(is_repository, subject.bases):
+        try:
+            path = locate_hub(base, offline=True).files[CARD].path
+            theirs = front_matter.split(path.read_text("utf-8"))[0].get("license") if path else None
+        except (HilmError, KeyError, UnicodeDecodeError):
+            continue  # its card is not on this machine
+        if theirs and theirs != subject.fields.get("license"):
+            yield (
+                f"{base} is under {theirs!r}",
+                "make sure that the licence of the base allows yours",
+                "license",
+            )
+
+
+RULES: tuple[tuple[str, str, Callable[[Subject], Iterator[Found]]], ...] = (
+    ("C02", "error", _license),
+    ("C03", "error", _base),
+    ("C04", "error", _relation),
+    ("C05", "error", _task),
+    ("C06", "error", _library),
+    ("C07", "warning", _language),
+    ("C08", "error", _datasets),
+    ("C09", "error", _tags),
+    ("C10", "error", _results),
+    ("C11", "warning", _sources),
+    ("C12", "error", _placeholders),
+    ("C15", "error", _adapter_base),
+    ("C16", "error", _files),
+    ("C18", "error", _stated),
+    ("C19", "error", _snippets),
+    ("C20", "warning", _base_license),
+)
+
+
+def _texts(subject: Subject) -> Iterator[Finding]:
+    """C13 and C14: absolute paths and secrets, in every text file."""
+    for name in subject.names:
+        path = subject.folder / name
+        if path.suffix not in TEXTS or path.stat().st_size > MAX_TEXT:
+            continue
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                if SECRET.search(line):
+                    yield Finding(
+                        "C14", "error", name, number, "a secret", "remove it, and revoke it where it is from"
+                    )
+                found = (
+                    ABSOLUTE.search(line)
+                    if name == CARD or name in SETTINGS or name.startswith("report")
+                    else None
+                )
+                if found:
+                    yield Finding(
+                        "C13",
+                        "error",
+                        name,
+                        number,
+                        f"the path {found[0]}",
+                        "name a repository, or remove it",
+                    )
+
+
+def _finite(subject: Subject) -> Iterator[Finding]:
+    """C17, in one pass over the weights."""
+    if subject.weights:
+        layers = stream(subject.folder, chunk_size=1 << 22)["layers"]
+        for role, figures in layers.items():
+            if bad := figures["nonfinite"]:
+                found = f"{bad:,} values of the {role} layers are not finite"
+                yield Finding("C17", "error", "", 0, found, "do not publish these weights")
