@@ -18,7 +18,7 @@ from hilm.store.reading import no_progress
 from hilm.training.config import FitConfig, to_document
 from hilm.training.finish import finish
 from hilm.training.preflight import check, preflight
-from hilm.training.record import Run
+from hilm.training.record import Run, weights_key
 from hilm.weights import open_checkpoint
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def fit(
         Cancelled: Interrupted; a checkpoint was saved.
     """
     checked = preflight(method, config)
+    config = checked.config
     if dry_run:
         return {"findings": [finding.document() for finding in checked.findings], "plan": checked.plan}
     check(checked.findings, force=force, tell=tell)
@@ -74,7 +75,7 @@ def fit(
     begun = (run.folder / "run.json").exists()
     if begun and not resume:
         raise UsageError(f"{run.folder} holds a run already", hint="--resume goes on with it; out=… starts another")
-    facts = _origin(config)
+    facts = _origin(method, config)
     if resume and begun:
         run = Run.open(run.folder)
         _compare_origin(run, method, config, facts, force=force)
@@ -83,16 +84,17 @@ def fit(
     return finish(run.folder, store=store)
 
 
-def _origin(config: FitConfig) -> dict[str, Any]:
+def _origin(method: str, config: FitConfig) -> dict[str, Any]:
     """Digests of what a run starts from, and versions of what it runs with."""
     with open_checkpoint(config.model.path, revision=config.model.revision) as base:
-        key = base.content_key
-        digests = {"uri": config.model.id or Path(base.uri).name, "content": key.hex() if key else None}
+        facts = {"id": config.model.id, "revision": config.model.revision, "weights": weights_key(base)}
     rows = None if config.data.streaming else rows_sha256(load_data(config.data))
     return {
-        "base": digests | {"id": config.model.id, "revision": config.model.revision},
+        "base": facts,
         "data": {"sources": source_digests(config.data), "rows_sha256": rows},
         "versions": {name: metadata.version(name) for name in LIBRARIES if _installed(name)},
+        "command": f"hilm fit {method} config.yaml",
+        "peft": config.peft.kind,
         "precision": config.train.precision,
         "seed": config.train.seed,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -7,23 +7,28 @@ import io
 import json
 import math
 from dataclasses import dataclass, field
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hilm.errors import InputError, UsageError
+from hilm.errors import InputError
 from hilm.extras import require
 from hilm.files import write_file
 from hilm.training.config import FitConfig, from_document, to_document
+from hilm.weights.content import content_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from hilm.weights.checkpoint import Checkpoint
+
 SCHEMA = 1
 PATIENCE = 3
 """Losses in a row that are not finite before a run stops."""
+
+PIECE = 8 << 20
 
 WHOLE = "complete.json"
 """File written into a checkpoint last: the digests of all others."""
@@ -123,6 +128,20 @@ def digest_files(folder: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 digests[path.name] = file_digest(file, "sha256").hexdigest()
     return digests
+
+
+def weights_key(checkpoint: Checkpoint) -> str:
+    """Name of the bytes of a checkpoint's weight files, as hexadecimal digits."""
+    key = checkpoint.content_key()
+    if key is None:
+        digests = []
+        for number, file in enumerate(checkpoint.files):
+            state = sha256()
+            for start in range(0, file.size, PIECE):
+                state.update(checkpoint.read_file(number, start, min(file.size, start + PIECE)))
+            digests.append(state.digest())
+        key = content_key(digests)
+    return key.hex()
 
 
 class Journal:

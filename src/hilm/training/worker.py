@@ -22,8 +22,10 @@ from hilm.data import load_data, load_eval
 from hilm.errors import Cancelled, HilmError, StorageError, TrainingError, UsageError, VerificationError
 from hilm.extras import require
 from hilm.files import write_file
+from hilm.store.reading import no_progress
 from hilm.training import modeling
 from hilm.training.methods import Method, find_method, load_class
+from hilm.training.preflight import KEPT
 from hilm.training.record import Journal, Run, seal
 from hilm.training.rewards import load_reward
 from hilm.training.rows import collator, prepare_rows
@@ -59,8 +61,8 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401, ARG002 - theirs
         """Show the step; end here if asked to."""
         last = state.log_history[-1] if state.log_history else {}
-        detail = f"loss {last['loss']:.4g}" if "loss" in last else ""
-        self.progress(state.global_step, state.max_steps, "training", detail)
+        detail = f", loss {last['loss']:.4g}" if "loss" in last else ""
+        self.progress(state.global_step, state.max_steps, f"training{detail}")
         if self.interrupted:
             control.should_save = control.should_training_stop = True
 
@@ -130,7 +132,9 @@ def build_trainer(run: Run, watch: Watch) -> Any:  # noqa: ANN401 - a Trainer of
     tokenizer = modeling.load_tokenizer(config.model)
     rows = prepare_rows(load_data(config.data), name, method, tokenizer, config.train)
     held_out = load_eval(config.data)
-    model = modeling.load_model(config, method, labels=count_labels(name, rows))
+    labels = count_labels(name, rows)
+    run.facts["labels"] = labels
+    model = modeling.load_model(config, method, labels=labels)
     model.config.pad_token_id = tokenizer.pad_token_id
     adapter = modeling.adapter_config(config, method, known.model_type)
     options: dict[str, Any] = {
@@ -206,6 +210,7 @@ def settings(run: Run, method: Method) -> dict[str, Any]:
         "save_steps": train.save_every,
         "eval_strategy": "steps" if train.eval_every else "no",
         "eval_steps": train.eval_every,
+        "save_total_limit": KEPT,
         "disable_tqdm": True,
         "fsdp": config.launch.fsdp or "",
         "fsdp_config": config.launch.fsdp_config,
@@ -297,7 +302,7 @@ def main(arguments: list[str]) -> int:
     try:
         if wanted != got:
             raise UsageError(f"{wanted} processes are wanted and {got} run", hint="--nproc starts them")
-        train(run, resume="--resume" in arguments, progress=lambda *_: None)
+        train(run, resume="--resume" in arguments, progress=no_progress)
     except HilmError as error:
         told = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
         write_file(run.folder / "error.json", json.dumps(told).encode())
