@@ -8,11 +8,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
-from hilm.data import DataConfig
+from hilm.data import DataConfig  # noqa: TC001 - read as a type when a run's keys are checked
 from hilm.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def _convert(value: object, kind: Any, place: str) -> Any:  # noqa: ANN401 - typ
     options = get_args(kind) if get_origin(kind) in {Union, UnionType} else (kind,)
     for option in options:
         if is_dataclass(option):
-            return _build(option, value, f"{place}.")
+            return _build(cast("type[Any]", option), value, f"{place}.")
         accepted, converted = _fit(value, option)
         if accepted:
             return converted

@@ -53,7 +53,7 @@ class Change:
     ranks: list[int] = field(default_factory=list)
     effective: list[float] = field(default_factory=list)
 
-    def add_spectrum(self, values: NDArray[np.float64]) -> None:
+    def add_spectrum(self, values: NDArray[Any]) -> None:
         """Count the ranks of one changed matrix from its singular values."""
         numerical, effective = ranks(values)
         self.ranks.append(numerical)
@@ -74,8 +74,8 @@ class Change:
         }
 
 
-def ranks(values: NDArray[np.float64]) -> tuple[int, float]:
-    """Numerical rank #{σ > 1e-6 σ₁} and effective rank exp(-Σ p ln p), p = σ/Σσ, of singular values."""
+def ranks(values: NDArray[Any]) -> tuple[int, float]:
+    """Numerical rank, and effective rank exp(-Σ p ln p) of singular values s with p = s/Σs."""
     largest = values.max(initial=0.0)
     if not largest:
         return 0, 0.0
@@ -123,7 +123,7 @@ def _add_tensor(change: Change, base: Checkpoint, child: Checkpoint, info: Tenso
 
 
 def low_rank_difference(base: Checkpoint, adapter: Checkpoint) -> dict[str, Any]:
-    """The same for a LoRA, whose product s·BA is never formed: σ are those of s·R_B R_Aᵀ, r x r.
+    """The same for a LoRA, whose product s·BA is never formed: its spectrum is that of R_B R_Aᵀ, r x r.
 
     Returns:
         Role → figures; ``max_abs`` is None. Roles that the adapter leaves alone are there with zeros.
@@ -149,7 +149,11 @@ def module_name(adapted: str) -> str:
 
 
 def _add_product(
-    change: Change, base: Checkpoint, adapter: Checkpoint, info: TensorInfo, pair: tuple[TensorInfo, TensorInfo]
+    change: Change,
+    base: Checkpoint,
+    adapter: Checkpoint,
+    info: TensorInfo,
+    pair: tuple[TensorInfo, TensorInfo],
 ) -> None:
     config = adapter.config or {}
     a, b = (adapter.array(tensor.name).astype(np.float64) for tensor in pair)
@@ -170,13 +174,17 @@ def _add_product(
 
 def singular_values(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Singular values of b @ a, ``[R, r] @ [r, C]``, from the r x r product of QR factors."""
-    return np.linalg.svd(np.linalg.qr(b, mode="r") @ np.linalg.qr(a.T, mode="r").T, compute_uv=False)
+    upper_b, upper_a = np.linalg.qr(b)[1], np.linalg.qr(a.T)[1]
+    values: NDArray[np.float64] = np.linalg.svd(upper_b @ upper_a.T, compute_uv=False)
+    return values
 
 
 def draw_difference(roles: dict[str, Any]) -> bytes:
     """Draw the relative change and the effective rank of every role, as PNG."""
     require("matplotlib").use("Agg")
-    figure = require("matplotlib.figure").Figure(figsize=(9.6, 0.5 * len(roles) + 1.6), dpi=100, layout="constrained")
+    figure = require("matplotlib.figure").Figure(
+        figsize=(9.6, 0.5 * len(roles) + 1.6), dpi=100, layout="constrained"
+    )
     left, right = figure.subplots(1, 2, sharey=True)
     names = list(roles)
     for axes, key, title in (

@@ -69,8 +69,8 @@ def finish(folder: str | PathLike[str], *, store: Store | None = None) -> dict[s
     write_card(run)
     if not lineage["confirmed"]:
         raise VerificationError(
-            f"{run.result} is declared to come from {lineage['parent']}; its weights say {lineage['relation']}"
-            f" (p {lineage['p_value']:.3g}), parity {'holds' if parity['ok'] else 'fails'}",
+            f"{run.result} is declared to come from {lineage['parent']}; its weights say "
+            f"{lineage['relation']} (p {lineage['p_value']:.3g}), outputs differ by {parity['max_abs']:.3g}",
             hint="is the base still the model that the run began with?",
         )
     catalogue(run, store or Store())
@@ -107,11 +107,11 @@ def check_parity(run: Run) -> dict[str, Any]:
 
     Returns:
         ``ok``, ``max_abs``, ``tolerance`` and per comparison its largest absolute difference: ``reloaded``
-        (against memory); for a LoRA ``merged`` (against adapter and base, all float32); for a quantised base also
-        ``dequantised`` (memory against float32 base and adapter).
+        (against memory); for a LoRA ``merged`` (against adapter and base, all float32); for a quantised base
+        also ``dequantised`` (memory against float32 base and adapter).
     """
-    from hilm.training.modeling import load_model, read_config  # noqa: PLC0415 - torch is slow to import
     from hilm.training.methods import find_method  # noqa: PLC0415 - with it
+    from hilm.training.modeling import load_model, read_config  # noqa: PLC0415 - torch is slow to import
     from hilm.training.worker import probe  # noqa: PLC0415 - the same
 
     config = run.config
@@ -153,15 +153,26 @@ def compare_base(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     with open_checkpoint(config.model.path, revision=config.model.revision) as base:
         same = weights_key(base) == run.facts["base"]["weights"]
         if config.peft.kind in {"prefix", "prompt"}:
-            facts = {"relation": "subset" if same else "independent", "p_value": DIGEST_P if same else 1.0}
-            sentence = f"{parent} is used as it is, its digest unchanged; {run.facts['trainable']} values are added"
+            facts: dict[str, Any] = {
+                "relation": "subset" if same else "independent",
+                "p_value": DIGEST_P if same else 1.0,
+            }
+            sentence = (
+                f"{parent} is used as it is, its digest unchanged; {run.facts['trainable']} values are added"
+            )
             roles = full_difference(base, base, [(name, name) for name in base.tensors])
         else:
             judged = diff(str(merged(run)), config.model.path)
             facts, sentence = {k: judged[k] for k in ("relation", "p_value")}, judged["sentence"]
             roles = _measure(run, base, judged)
     confirmed = facts["p_value"] < CERTAIN and facts["relation"] != "independent" and same
-    lineage = {"parent": parent, "child": run.folder.name, **facts, "sentence": sentence, "confirmed": confirmed}
+    lineage = {
+        "parent": parent,
+        "child": run.folder.name,
+        **facts,
+        "sentence": sentence,
+        "confirmed": confirmed,
+    }
     return lineage, roles
 
 

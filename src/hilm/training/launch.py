@@ -23,7 +23,6 @@ from hilm.weights import open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from os import PathLike
 
     from hilm.store import Store
     from hilm.store.reading import Progress
@@ -74,7 +73,9 @@ def fit(
     run = Run(Path(config.out))
     begun = (run.folder / "run.json").exists()
     if begun and not resume:
-        raise UsageError(f"{run.folder} holds a run already", hint="--resume goes on with it; out=… starts another")
+        raise UsageError(
+            f"{run.folder} holds a run already", hint="--resume goes on with it; out=… starts another"
+        )
     facts = _origin(method, config)
     if resume and begun:
         run = Run.open(run.folder)
@@ -112,7 +113,9 @@ def _installed(name: str) -> bool:
 def _compare_origin(run: Run, method: str, config: FitConfig, facts: dict[str, Any], *, force: bool) -> None:
     """Refuse to go on with other settings, rows or weights than the run began with."""
     before = _flatten({k: run.facts[k] for k in ("method", "config", "base", "data")})
-    now = _flatten({"method": method, "config": to_document(config), "base": facts["base"], "data": facts["data"]})
+    now = _flatten(
+        {"method": method, "config": to_document(config), "base": facts["base"], "data": facts["data"]}
+    )
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if differing and not force:
         raise InputError(
@@ -124,7 +127,11 @@ def _compare_origin(run: Run, method: str, config: FitConfig, facts: dict[str, A
 def _flatten(document: Any, place: str = "") -> dict[str, Any]:  # noqa: ANN401 - JSON
     if not isinstance(document, dict):
         return {place: document}
-    return {k: v for key, item in document.items() for k, v in _flatten(item, f"{place}.{key}".lstrip(".")).items()}
+    return {
+        k: v
+        for key, item in document.items()
+        for k, v in _flatten(item, f"{place}.{key}".lstrip(".")).items()
+    }
 
 
 def _train(run: Run, config: FitConfig, *, resume: bool, progress: Progress) -> None:
@@ -147,4 +154,6 @@ def _train(run: Run, config: FitConfig, *, resume: bool, progress: Progress) -> 
         kind = getattr(errors, told["kind"], TrainingError)
         raise kind(told["message"], hint=told["hint"])
     if done.returncode:
-        raise TrainingError(f"a process ended with {done.returncode}", hint="what it printed is above; --resume goes on")
+        raise TrainingError(
+            f"a process ended with {done.returncode}", hint="what it printed is above; --resume goes on"
+        )

@@ -97,5 +97,9 @@ def _labels(adapter: Path) -> int | None:
     from hilm.weights import open_checkpoint  # noqa: PLC0415 - only for this
 
     with open_checkpoint(adapter) as checkpoint:
-        rows = [t.shape[0] for n, t in checkpoint.tensors.items() if n.endswith(("score.weight", "classifier.weight"))]
+        rows = [
+            t.shape[0]
+            for n, t in checkpoint.tensors.items()
+            if n.endswith(("score.weight", "classifier.weight"))
+        ]
     return rows[0] if rows else None

@@ -71,7 +71,12 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    config: FitConfig, method: Method, *, labels: int | None = None, source: str | None = None, plain: bool = False
+    config: FitConfig,
+    method: Method,
+    *,
+    labels: int | None = None,
+    source: str | None = None,
+    plain: bool = False,
 ) -> PreTrainedModel:
     """Load the model as this run trains it.
 
@@ -133,9 +138,7 @@ def adapter_config(config: FitConfig, method: Method, model_type: str) -> Any | 
                 target_modules=targets if isinstance(targets, str) else list(targets),
             )
         case "prefix":
-            return peft.PrefixTuningConfig(
-                task_type=method.task, num_virtual_tokens=settings.virtual_tokens
-            )
+            return peft.PrefixTuningConfig(task_type=method.task, num_virtual_tokens=settings.virtual_tokens)
         case "prompt":
             text = settings.init_text
             return peft.PromptTuningConfig(

@@ -5,9 +5,9 @@ updates each. π₀ is the model as it was: the adapter switched off, or a froze
 completion up to and including its first end token:
 
     r_t = -β (log π_old - log π₀)_t + R at the last token
-    δ_t = r_t + γ V_{t+1} m_{t+1} - V_t          A_t = Σ_k (γλ)^k δ_{t+k}          G = A + V
-    ρ = exp(log π - log π_old)
-    loss = -mean min(ρ A, clip(ρ, 1 ± ε) A) + c_v/2 mean max((V - G)², (clip(V, V_old ± ε) - G)²) - c_e mean H
+    δ_t = r_t + g V_{t+1} m_{t+1} - V_t          A_t = Σ_k (gλ)^k δ_{t+k}          G = A + V
+    q = exp(log π - log π_old)
+    loss = -mean min(q A, clip(q, 1 ± ε) A) + c_v/2 mean max((V - G)², (clip(V, V_old ± ε) - G)²) - c_e mean H
 
 A is whitened; all means are over unmasked tokens. Schulman et al., 2017, arXiv 1707.06347; advantages: 2016,
 arXiv 1506.02438.
@@ -42,14 +42,14 @@ class PPOConfig(TrainingArguments):
 
     Attributes:
         beta: Price of leaving π₀.
-        gamma: Discount.
-        lam: Decay of the advantage's horizon.
+        gamma: The discount g.
+        lam: λ, decay of the advantage's horizon.
         cliprange: ε, for ratios and values.
         value_weight: c_v.
         entropy_weight: c_e.
         epochs: Passes over every rollout.
         minibatches: Updates of each pass.
-        target_kl: Mean (ρ - 1) - log ρ beyond which the rest of a rollout is not learned from.
+        target_kl: Mean (q - 1) - log q beyond which the rest of a rollout is not learned from.
         max_completion_length: Longest completion, in tokens.
         missing_eos_penalty: What a completion without end costs.
     """
@@ -101,12 +101,16 @@ def run(policy: Any, ids: Tensor, mask: Tensor, *, hidden: bool = False) -> Any:
     """Run a language model on texts padded on the left."""
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     return policy(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, output_hidden_states=hidden
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=False,
+        output_hidden_states=hidden,
     )
 
 
 def advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
-    """Generalised advantages ``[B, T]``: A_t = δ_t + γλ A_{t+1}; nothing counts beyond the mask."""
+    """Generalised advantages ``[B, T]``: A_t = δ_t + gλ A_{t+1}; nothing counts beyond the mask."""
     steps, following = [], torch.zeros_like(values[:, 0])
     after = torch.cat([values[:, 1:] * mask[:, 1:], torch.zeros_like(values[:, :1])], 1)
     deltas = (rewards + gamma * after - values) * mask
@@ -121,10 +125,8 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
-def until_end(tokens: Tensor, end: int | None) -> Tensor:
+def until_end(tokens: Tensor, end: int) -> Tensor:
     """Mask of tokens up to and including the first end token, as floats."""
-    if end is None:
-        return torch.ones_like(tokens, dtype=torch.float32)
     ended = (tokens == end).int().cumsum(1) - (tokens == end).int()
     return (ended == 0).float()
 
@@ -198,7 +200,7 @@ class PPOTrainer(Trainer):
         args.save_steps = -(-int(args.save_steps) // args.reuse) * args.reuse  # a rollout is not saved
         args.remove_unused_columns = False
         super().__init__(PolicyAndValue(model), args, data_collator=list, **kwargs)
-        self.reference = None if self.adapted else copy.deepcopy(model).requires_grad_(False).eval()  # noqa: FBT003
+        self.reference = None if self.adapted else copy.deepcopy(model).requires_grad_(False).eval()
         if self.reference is not None:
             self.reference.to(args.device)
         self.rollout: dict[str, Any] = {}
@@ -208,7 +210,9 @@ class PPOTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Rounds:  # noqa: ANN401
         rows = self.train_dataset if train_dataset is None else train_dataset
         batch = self.args.per_device_train_batch_size * self.args.world_size
-        return Rounds(len(rows), min(batch, len(rows)), self.args.reuse, self.args.data_seed or self.args.seed)
+        return Rounds(
+            len(rows), min(batch, len(rows)), self.args.reuse, self.args.data_seed or self.args.seed
+        )
 
     def _reference_logs(self, ids: Tensor, mask: Tensor, start: int) -> Tensor:
         policy = self.accelerator.unwrap_model(self.model).policy
@@ -218,13 +222,16 @@ class PPOTrainer(Trainer):
 
     @torch.no_grad()
     def roll_out(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Complete prompts, score the completions, and compute what learning from them takes."""
+        """Complete prompts, score the completions, and compute what learning from them takes.
+
+        The model stays in training mode, which is without dropout: bitsandbytes repacks quantised weights on
+        a CPU when they are used in evaluation mode, and gives no gradients from then on.
+        """
         model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
         tokenizer.padding_side = "left"
         prompts = [row["prompt"] for row in rows]
         batch = tokenizer(prompts, return_tensors="pt", padding=True, return_token_type_ids=False)
         batch, start = batch.to(self.args.device), batch["input_ids"].shape[1]
-        model.eval()
         ids = model.policy.generate(
             **batch,
             do_sample=True,
@@ -235,15 +242,17 @@ class PPOTrainer(Trainer):
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-        mask = until_end(ids[:, start:], tokenizer.eos_token_id)
+        end = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        mask = until_end(ids[:, start:], end)
         attention = torch.cat([batch["attention_mask"], mask.long()], 1)
         texts = tokenizer.batch_decode(
-            [row[keep.bool()] for row, keep in zip(ids[:, start:], mask, strict=True)], skip_special_tokens=True
+            [row[keep.bool()] for row, keep in zip(ids[:, start:], mask, strict=True)],
+            skip_special_tokens=True,
         )
         logs, _, values = model(ids, attention, start)
         difference = (logs - self._reference_logs(ids, attention, start)) * mask
         scores = torch.tensor(self.reward(prompts=prompts, completions=texts), device=ids.device)
-        unended = (ids[:, start:] != tokenizer.eos_token_id).all(1)
+        unended = (ids[:, start:] != end).all(1)
         worth = scores - self.args.missing_eos_penalty * unended
         rewards = -self.args.beta * difference
         rewards[torch.arange(len(ids)), mask.sum(1).long() - 1] += worth
@@ -274,11 +283,14 @@ class PPOTrainer(Trainer):
             self.rollout = self.roll_out(inputs)
         rollout, count = self.rollout, len(self.rollout["ids"])
         if rollout["stopped"]:
-            return torch.zeros((), device=self.args.device)  # no gradients: the optimizer leaves weights alone
-        generator = torch.Generator().manual_seed(self.args.seed + self.state.global_step - turn % self.args.minibatches)
+            return torch.zeros(
+                (), device=self.args.device
+            )  # no gradients: the optimizer leaves weights alone
+        generator = torch.Generator().manual_seed(
+            self.args.seed + self.state.global_step - turn % self.args.minibatches
+        )
         order = torch.randperm(count, generator=generator)
         rows = order.tensor_split(self.args.minibatches)[turn % self.args.minibatches].to(self.args.device)
-        model.train()
         new = model(rollout["ids"][rows], rollout["attention"][rows], rollout["start"])
         loss, figures = losses(new, {name: value[rows] for name, value in rollout["old"].items()}, self.args)
         self._note(**figures)

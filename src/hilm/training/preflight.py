@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from hilm.data import load_data, load_eval
+from hilm.data import columns_of, load_data, load_eval
 from hilm.errors import InputError, MissingExtra, UsageError
 from hilm.extras import EXTRAS
 from hilm.store.memory_plan import plan
@@ -169,7 +169,9 @@ def _launch(name: str, config: FitConfig) -> Iterator[Finding]:
         )
     if name == "ppo" and (peft.kind in {"prefix", "prompt"} or train.grad_accum > 1):
         what = f"peft.kind={peft.kind}" if train.grad_accum == 1 else "train.grad_accum above 1"
-        yield _error("E-PPO", f"ppo does not take {what}", "peft.kind=lora; method.minibatches divides a batch")
+        yield _error(
+            "E-PPO", f"ppo does not take {what}", "peft.kind=lora; method.minibatches divides a batch"
+        )
     if Path(config.model.path).exists() and config.model.id is None:
         severity = "error" if config.publish.enabled else "warning"
         yield Finding(
@@ -188,6 +190,7 @@ def _look(name: str, config: FitConfig) -> tuple[Situation | None, Finding]:
     import transformers  # noqa: PLC0415 - the same
 
     from hilm.training import modeling  # noqa: PLC0415 - the same
+    from hilm.training.rows import find_columns  # noqa: PLC0415 - the same
 
     known = modeling.read_config(config.model)
     nothing = Finding("E-TASKTYPE", "note", "")
@@ -203,13 +206,16 @@ def _look(name: str, config: FitConfig) -> tuple[Situation | None, Finding]:
         )
     tokenizer = modeling.load_tokenizer(config.model)
     rows = load_data(config.data)
+    find_columns(columns_of(rows), name, method)
     held_out = load_eval(config.data)
     try:
         with torch.device("meta"):
             model = getattr(transformers, method.head).from_config(known)
     except ValueError as error:
         return None, _error(
-            "E-TASKTYPE", f"{known.model_type} has no {method.head[9:]}: {str(error).splitlines()[0][:80]}", name
+            "E-TASKTYPE",
+            f"{known.model_type} has no {method.head[9:]}: {str(error).splitlines()[0][:80]}",
+            name,
         )
     return Situation(
         config,
@@ -233,7 +239,9 @@ def _precision(s: Situation) -> Iterator[Finding]:
         if s.config.train.precision != "bf16":
             yield Finding("E-QCAST", "note", "trained values stay in float32 over the quantised base")
     if s.config.peft.kind == "prefix" and s.method.is_trl:
-        yield Finding("E-PREFIX-CKPT", "note", "activation checkpointing is off: prefix tuning cannot run under it")
+        yield Finding(
+            "E-PREFIX-CKPT", "note", "activation checkpointing is off: prefix tuning cannot run under it"
+        )
 
 
 def _targets(s: Situation) -> Iterator[Finding]:
@@ -247,7 +255,9 @@ def _targets(s: Situation) -> Iterator[Finding]:
         whole = isinstance(targets, str)
         if any(re.fullmatch(pattern, n) if whole else f".{n}".endswith(f".{pattern}") for n in names):
             continue
-        leaves = sorted({n.rpartition(".")[2] for n, m in s.model.named_modules() if not list(m.children()) and n})
+        leaves = sorted(
+            {n.rpartition(".")[2] for n, m in s.model.named_modules() if not list(m.children()) and n}
+        )
         near = get_close_matches(pattern, leaves, n=3, cutoff=0.3) or leaves[:6]
         yield _error("E-TARGET", f"peft.targets: no module is called {pattern!r}", f"near: {', '.join(near)}")
 
@@ -261,10 +271,14 @@ def _tokens(s: Situation) -> Iterator[Finding]:
             "take the tokenizer of this model",
         )
     if not s.own_pad:
-        yield Finding("E-PAD", "note", f"the tokenizer has no token to pad with: {s.tokenizer.pad_token} is used")
+        yield Finding(
+            "E-PAD", "note", f"the tokenizer has no token to pad with: {s.tokenizer.pad_token} is used"
+        )
     if s.rows and "messages" in s.rows[0] and not s.tokenizer.chat_template:
         yield _error(
-            "E-CHAT", "the rows are messages and the tokenizer has no chat template", "tokenizer.chat_template = …"
+            "E-CHAT",
+            "the rows are messages and the tokenizer has no chat template",
+            "tokenizer.chat_template = …",
         )
 
 
@@ -274,12 +288,21 @@ def _rows(s: Situation) -> Iterator[Finding]:
         return
     both = {_key(row) for row in s.rows} & {_key(row) for row in s.held_out}
     if both:
-        yield Finding("E-OVERLAP", "warning", f"{len(both)} rows to evaluate on are also trained on", "data.filter")
+        yield Finding(
+            "E-OVERLAP", "warning", f"{len(both)} rows to evaluate on are also trained on", "data.filter"
+        )
     texts = [_text(row) for row in s.rows[:LOOK]]
     limit = s.config.train.max_length
-    if not s.method.rewarded and s.name != "pretrain" and (long := _too_long(s.tokenizer, texts, limit)) > 0.05:
+    if (
+        not s.method.rewarded
+        and s.name != "pretrain"
+        and (long := _too_long(s.tokenizer, texts, limit)) > 0.05
+    ):
         yield Finding(
-            "E-LENGTH", "warning", f"{long:.1%} of the rows are cut at {limit} tokens", "raise train.max_length"
+            "E-LENGTH",
+            "warning",
+            f"{long:.1%} of the rows are cut at {limit} tokens",
+            "raise train.max_length",
         )
 
 
@@ -306,9 +329,11 @@ def _labels(s: Situation) -> Iterator[Finding]:
     if s.name == "classify":
         wrong = [label for label in labels if not isinstance(label, int) or label < 0]
         if wrong:
-            yield _error("E-LABELS", f"the label {wrong[0]!r} is no number from 0 on", "data.map renames columns")
+            yield _error(
+                "E-LABELS", f"the label {wrong[0]!r} is no number from 0 on", "data.map renames columns"
+            )
             return
-        missing = sorted(set(range(max(labels) + 1)) - set(labels))  # type: ignore[arg-type, type-var, operator]
+        missing = sorted(set(range(max(labels) + 1)) - set(labels))  # type: ignore[type-var, operator]
         if missing and len(set(labels)) > 1:
             yield _error("E-LABELS", f"no row has the label {missing[0]}", "number labels 0, 1, 2, …")
     if len(set(labels)) == 1:
@@ -318,7 +343,9 @@ def _labels(s: Situation) -> Iterator[Finding]:
         told[_text(row)].add(row.get("label"))
     torn = sum(len(values) > 1 for values in told.values()) / max(1, len(told))
     if torn > 0.01:
-        yield Finding("E-LABELS", "warning", f"{torn:.1%} of the texts have several labels", "data.filter: dedupe")
+        yield Finding(
+            "E-LABELS", "warning", f"{torn:.1%} of the texts have several labels", "data.filter: dedupe"
+        )
 
 
 def _groups(s: Situation) -> Iterator[Finding]:
@@ -379,7 +406,10 @@ def _cheaper(s: Situation, available: int) -> str:
     changes: list[dict[str, Any]] = [{"batch_size": s.config.launch.nproc}]
     changes += [change | {"kind": kind} for kind in ("lora", "qlora") for change in ({}, changes[0])]
     for change in changes:
-        kind, size = change.get("kind", s.config.peft.kind), change.get("batch_size", s.config.train.batch_size)
+        kind, size = (
+            change.get("kind", s.config.peft.kind),
+            change.get("batch_size", s.config.train.batch_size),
+        )
         config = replace(
             s.config,
             peft=replace(s.config.peft, kind=kind),

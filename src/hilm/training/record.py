@@ -8,7 +8,6 @@ import json
 import math
 from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -21,6 +20,7 @@ from hilm.weights.content import content_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from hilm.weights.checkpoint import Checkpoint
 
@@ -156,7 +156,9 @@ class Journal:
 
     def rewind(self, step: int) -> None:
         """Forget what was logged behind a step: it is done again."""
-        kept = [event for event in self.run.events() if event["step"] <= step and "train_runtime" not in event]
+        kept = [
+            event for event in self.run.events() if event["step"] <= step and "train_runtime" not in event
+        ]
         write_file(self.run.folder / "events.jsonl", "".join(json.dumps(e) + "\n" for e in kept).encode())
 
     def add(self, step: int, logs: dict[str, Any]) -> bool:
@@ -182,7 +184,9 @@ class Journal:
         write_file(self.run.folder / "metrics.csv", text.getvalue().encode())
         if any(event.get("loss") is not None for event in events):
             write_file(self.run.folder / "loss.png", draw_loss(events))
-        series = {name: [e[name] for e in events if e.get(name) is not None] for name in names if name != "step"}
+        series = {
+            name: [e[name] for e in events if e.get(name) is not None] for name in names if name != "step"
+        }
         return {
             name: {"first": values[0], "last": values[-1], "best": (min if "loss" in name else max)(values)}
             for name, values in series.items()

@@ -89,7 +89,9 @@ class _Scorer:
             self.model = transformers.AutoModelForSequenceClassification.from_pretrained(path).eval()
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise InputError(f"no reward model at {path}: {reason}", hint="hilm fit reward makes one") from error
+            raise InputError(
+                f"no reward model at {path}: {reason}", hint="hilm fit reward makes one"
+            ) from error
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
@@ -97,7 +99,9 @@ class _Scorer:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:  # noqa: ANN401
         torch = require("torch")
         texts = [_text(p) + _text(c) for p, c in zip(prompts, completions, strict=True)]
-        batch = self.tokenizer(texts, return_tensors="pt", padding=True, truncation=True).to(self.model.device)
+        batch = self.tokenizer(texts, return_tensors="pt", padding=True, truncation=True).to(
+            self.model.device
+        )
         with torch.no_grad():
             scores: list[float] = self.model(**batch).logits[:, 0].float().tolist()
         return scores

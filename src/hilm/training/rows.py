@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 
-from hilm.data import check_columns
+from hilm.data import check_columns, columns_of
+from hilm.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,16 +30,27 @@ def prepare_rows(
     Raises:
         InputError: A column is missing.
     """
-    columns = rows.column_names or list(next(iter(rows)))
-    wanted = list(check_columns(name, columns))
-    if name in {"dpo", "reward"} and "prompt" in columns:
-        wanted.append("prompt")
+    wanted = find_columns(columns_of(rows), name, method)
     rows = rows.select_columns(wanted)
     if name == "kto":
         return rows.map(lambda row: {"label": bool(row["label"])})
     if method.is_trl or name == "ppo":
         return rows
     return rows.map(_tokeniser(name, tokenizer, train.max_length), batched=True, remove_columns=wanted)
+
+
+def find_columns(columns: list[str], name: str, method: Method) -> list[str]:
+    """The columns a method trains on.
+
+    Raises:
+        InputError: One is missing, or this architecture takes others.
+    """
+    pairs = method.task == "SEQ_2_SEQ_LM"
+    wanted = ["source", "target"] if pairs else list(check_columns(name, columns))
+    if not set(wanted) <= set(columns) or (wanted == ["source", "target"] and not pairs):
+        names = ("source, target", "text") if pairs else ("text, or prompt, completion", "source")
+        raise InputError(f"this model is trained on {names[0]}", hint=f"data.columns={{{names[1]}: my_column}}")
+    return [*wanted, *(["prompt"] if name in {"dpo", "reward"} and "prompt" in columns else [])]
 
 
 def _tokeniser(
@@ -71,5 +83,7 @@ def collator(name: str, method: Method, tokenizer: PreTrainedTokenizerBase, mode
     if name == "classify":
         return transformers.DataCollatorWithPadding(tokenizer)
     if name == "pretrain":
-        return transformers.DataCollatorForLanguageModeling(tokenizer, mlm=method.head == "AutoModelForMaskedLM")
+        return transformers.DataCollatorForLanguageModeling(
+            tokenizer, mlm=method.head == "AutoModelForMaskedLM"
+        )
     return transformers.DataCollatorForSeq2Seq(tokenizer, model)

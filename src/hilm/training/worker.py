@@ -91,19 +91,25 @@ def train(run: Run, *, resume: bool, progress: Progress) -> dict[str, Any]:
     watch = Watch(Journal(run), progress)
     trainer = build_trainer(run, watch)
     checkpoint = next(run.checkpoints(), (0, None))[1] if resume else None
+    fresh = _digest(_model(trainer))
     before = signal.signal(signal.SIGINT, watch.interrupt)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except OSError as error:
         if isinstance(error, HilmError):
             raise
-        raise StorageError(f"{run.folder}: {error.strerror or error}", hint="free some space, then --resume") from error
+        raise StorageError(
+            f"{run.folder}: {error.strerror or error}", hint="free some space, then --resume"
+        ) from error
     finally:
         signal.signal(signal.SIGINT, before)
     _check_end(run, trainer, watch)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    model = getattr(model, "policy", model)
-    digest = _compare_ranks(trainer, model)
+    model = _model(trainer)
+    digest = _compare_ranks(trainer, _digest(model))
+    if digest == fresh:
+        raise TrainingError(
+            "no trained value has changed", hint="is the reward always the same, or the learning rate 0?"
+        )
     if trainer.is_world_process_zero():
         _leave(run, model, trainer.processing_class)
         trained = [p.numel() for p in model.parameters() if p.requires_grad]
@@ -118,7 +124,9 @@ def train(run: Run, *, resume: bool, progress: Progress) -> dict[str, Any]:
             seconds=time.perf_counter() - begin,
             cpu_seconds=time.process_time() - cpu,
             peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            checkpoints={path.name: json.loads((path / "complete.json").read_text()) for _, path in run.checkpoints()},
+            checkpoints={
+                path.name: json.loads((path / "complete.json").read_text()) for _, path in run.checkpoints()
+            },
             metrics=watch.journal.summarise(),
         )
     return run.facts
@@ -217,9 +225,7 @@ def settings(run: Run, method: Method) -> dict[str, Any]:
         "deepspeed": config.launch.deepspeed,
     }
     known = {item.name for item in dataclasses.fields(load_class(method.settings))}
-    for name, value in (("max_length", train.max_length), ("packing", train.packing)):
-        if name in known:
-            chosen[name] = value
+    chosen |= {name: getattr(train, name) for name in ("max_length", "packing") if name in known}
     check_method_keys(config.method, known, set(chosen))
     return chosen | config.method
 
@@ -238,7 +244,8 @@ def check_method_keys(asked: dict[str, Any], known: set[str], ours: set[str]) ->
         if key not in known:
             close = get_close_matches(key, known, n=1)
             raise UsageError(
-                f"there is no key method.{key}", hint=f"did you mean method.{close[0]}?" if close else "see docs/fit.md"
+                f"there is no key method.{key}",
+                hint=f"did you mean method.{close[0]}?" if close else "see docs/fit.md",
             )
 
 
@@ -246,7 +253,8 @@ def _check_end(run: Run, trainer: Any, watch: Watch) -> None:  # noqa: ANN401 - 
     """Say why training ended early, if it did."""
     if watch.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise Cancelled(
-            f"interrupted at step {trainer.state.global_step}; a checkpoint is saved", hint="the same command with --resume"
+            f"interrupted at step {trainer.state.global_step}; a checkpoint is saved",
+            hint="the same command with --resume",
         )
     if watch.journal.wrong:
         sound = [path.name for step, path in run.checkpoints() if step < watch.journal.first_wrong]
@@ -257,13 +265,23 @@ def _check_end(run: Run, trainer: Any, watch: Watch) -> None:  # noqa: ANN401 - 
         )
 
 
-def _compare_ranks(trainer: Any, model: Any) -> str:  # noqa: ANN401 - a Trainer, and its model
-    """Digest the trained values of every process; all have to be the same."""
+def _model(trainer: Any) -> Any:  # noqa: ANN401 - a Trainer, and its model
+    """The model that is trained, without what wraps it."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return getattr(model, "policy", model)
+
+
+def _digest(model: Any) -> str:  # noqa: ANN401 - a model of transformers
+    """SHA-256 of all trained values."""
     state = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             state.update(name.encode() + parameter.detach().float().cpu().contiguous().numpy().tobytes())
-    digest = state.hexdigest()
+    return state.hexdigest()
+
+
+def _compare_ranks(trainer: Any, digest: str) -> str:  # noqa: ANN401 - a Trainer
+    """Exchange the digests of all processes; they have to be the same."""
     if trainer.args.world_size > 1:
         digests: list[Any] = [None] * trainer.args.world_size
         torch.distributed.all_gather_object(digests, digest)
@@ -274,7 +292,6 @@ def _compare_ranks(trainer: Any, model: Any) -> str:  # noqa: ANN401 - a Trainer
 
 def _leave(run: Run, model: Any, tokenizer: Any) -> None:  # noqa: ANN401 - of transformers
     """Save the result, and its outputs on the fixed input as it is in memory."""
-    model.eval()
     write = run.folder / "report" / "probe.npy"
     write.parent.mkdir(exist_ok=True)
     np.save(write, probe(model))
@@ -290,9 +307,14 @@ def probe(model: Any) -> np.ndarray[Any, np.dtype[np.float32]]:  # noqa: ANN401 
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids.flip(1)
+    model.eval()
+    for module in model.modules():
+        if type(module).__module__ == "bitsandbytes.nn.modules":
+            module.training = True  # in evaluation mode it repacks its weights on a CPU, some shapes wrongly
     with torch.autocast(model.device.type, enabled=False):
-        logits = model.eval()(**inputs).logits
-    return logits.float().cpu().flatten(1).numpy()
+        logits = model(**inputs).logits
+    values: np.ndarray[Any, np.dtype[np.float32]] = logits.float().cpu().flatten(1).numpy()
+    return values
 
 
 def main(arguments: list[str]) -> int:
