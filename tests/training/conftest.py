@@ -52,7 +52,7 @@ def models(tmp_path_factory):
 def document(models, tmp_path):
     """Make the plain data of a run's configuration."""
 
-    def make(method="sft", kind="full", *, base="llama", rows=None, **sections):
+    def make(method="sft", kind="full", /, *, base="llama", rows=None, **sections):
         key = "seq2seq" if base == "t5" else method
         path = write_rows(tmp_path / f"{key}.jsonl", rows_for(key) if rows is None else rows)
         made = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,8 +34,6 @@ def work(configure):
     def run(name, kind="full", **sections):
         peft = {"kind": kind.rstrip("48"), "bits": int(kind[-1]) if kind[-1] in "48" else 4}
         config = configure(name, **sections | {"peft": peft | sections.get("peft", {})})
-        from pathlib import Path
-
         made = Run(Path(config.out))
         made.start(name, config, {})
         return made, train(made, resume=False, progress=no_progress)
@@ -88,14 +87,10 @@ def test_group_methods_do_not_lose_reward(work, name):
 
 def test_accumulated_batches_are_one(work):
     _, whole = work("pretrain", train={"batch_size": 8, "steps": 3})
-    one = load_file(whole_path(whole, work))
+    one = load_file(whole["config"]["out"] + "/model/model.safetensors")
     _, parts = work("pretrain", train={"batch_size": 4, "grad_accum": 2, "steps": 3}, out=whole["config"]["out"] + "2")
-    two = load_file(whole_path(parts, work))
+    two = load_file(parts["config"]["out"] + "/model/model.safetensors")
     assert max(float((one[n] - two[n]).abs().max()) for n in one) <= 1e-6
-
-
-def whole_path(facts, _):
-    return facts["config"]["out"] + "/model/model.safetensors"
 
 
 def test_a_loss_that_is_no_number_stops_the_run(work):
@@ -117,8 +112,6 @@ def test_keys_of_the_method_are_checked(work, key, said):
 
 
 def test_one_process_where_two_are_wanted(configure, monkeypatch):
-    from pathlib import Path
-
     config = configure("sft")
     run = Run(Path(config.out))
     run.start("sft", config, {})

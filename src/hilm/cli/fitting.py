@@ -102,7 +102,7 @@ def _quieten() -> None:
 def finish(run: Path, *, storage_dir: Path | None) -> None:
     """Write the reports and the card of RUN again, and check its parent; a second time changes nothing."""
     from hilm.store import Store  # noqa: PLC0415 only a run pays for it
-    from hilm.training.finish import finish as work  # noqa: PLC0415 the same
+    from hilm.training.provenance import finish as work  # noqa: PLC0415 the same
 
     _quieten()
     output.emit(work(run, store=Store(storage_dir)), finished)

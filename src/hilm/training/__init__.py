@@ -7,20 +7,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hilm.training.config import FitConfig, load_config
-    from hilm.training.finish import finish
+    from hilm.training.provenance import finish
     from hilm.training.launch import fit
     from hilm.training.merging import merge
-    from hilm.training.preflight import preflight
 
-__all__ = ["FitConfig", "finish", "fit", "load_config", "merge", "preflight"]
+__all__ = ["FitConfig", "finish", "fit", "load_config", "merge"]
 
 _HOMES = {
     "FitConfig": "config",
-    "finish": "finish",
+    "finish": "provenance",
     "fit": "launch",
     "load_config": "config",
     "merge": "merging",
-    "preflight": "preflight",
 }
 
 

@@ -16,7 +16,7 @@ from hilm.data import load_data, rows_sha256, source_digests
 from hilm.errors import InputError, TrainingError, UsageError
 from hilm.store.reading import no_progress
 from hilm.training.config import FitConfig, to_document
-from hilm.training.finish import finish
+from hilm.training.provenance import finish
 from hilm.training.preflight import check, preflight
 from hilm.training.record import Run, weights_key
 from hilm.weights import open_checkpoint
@@ -112,10 +112,11 @@ def _installed(name: str) -> bool:
 
 def _compare_origin(run: Run, method: str, config: FitConfig, facts: dict[str, Any], *, force: bool) -> None:
     """Refuse to go on with other settings, rows or weights than the run began with."""
-    before = _flatten({k: run.facts[k] for k in ("method", "config", "base", "data")})
+    before = {k: run.facts[k] for k in ("method", "base", "data")} | {"config": to_document(run.config)}
     now = _flatten(
         {"method": method, "config": to_document(config), "base": facts["base"], "data": facts["data"]}
     )
+    before = _flatten(before)
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if differing and not force:
         raise InputError(

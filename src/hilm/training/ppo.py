@@ -278,6 +278,7 @@ class PPOTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:  # noqa: ANN401
         """Learn from the next minibatch of the rollout; from a new rollout when this one has served."""
         del num_items_in_batch
+        model.train()
         turn = self.state.global_step % self.args.reuse
         if turn == 0:
             self.rollout = self.roll_out(inputs)

@@ -15,7 +15,7 @@ import yaml
 from hilm.errors import InputError
 from hilm.extras import require
 from hilm.files import write_file
-from hilm.training.config import FitConfig, from_document, to_document
+from hilm.training.config import FitConfig, load_config, to_document
 from hilm.weights.content import content_key
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Run:
     @property
     def config(self) -> FitConfig:
         """What was asked."""
-        return from_document(self.facts["config"])
+        return load_config(self.folder / "config.yaml")
 
     @property
     def result(self) -> Path:
@@ -82,10 +82,10 @@ class Run:
         write_file(self.folder / "run.json", json.dumps(self.facts, indent=2).encode())
 
     def start(self, method: str, config: FitConfig, facts: dict[str, Any]) -> None:
-        """Write down what is asked, and what it starts from."""
+        """Write down what is asked, and what it starts from; ``run.json`` names no folder of this machine."""
         document = to_document(config)
         write_file(self.folder / "config.yaml", yaml.safe_dump(document, sort_keys=False).encode())
-        self.note(schema=SCHEMA, method=method, config=document, outcome="running", **facts)
+        self.note(schema=SCHEMA, method=method, config=without_paths(document), outcome="running", **facts)
 
     def report(self, name: str, document: dict[str, Any]) -> None:
         """Write ``report/NAME.json``."""
@@ -103,6 +103,13 @@ class Run:
         for path in sorted(found, key=lambda path: -int(path.name[11:])):
             if is_whole(path):
                 yield int(path.name[11:]), path
+
+
+def without_paths(document: Any) -> Any:  # noqa: ANN401 - JSON
+    """The document with absolute paths cut down to their last name."""
+    if isinstance(document, dict):
+        return {key: without_paths(value) for key, value in document.items()}
+    return document.rpartition("/")[2] if isinstance(document, str) and document[:1] == "/" else document
 
 
 def seal(checkpoint: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from hilm.data import check_columns, columns_of
 from hilm.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from transformers import PreTrainedTokenizerBase
 
@@ -39,7 +39,7 @@ def prepare_rows(
     return rows.map(_tokeniser(name, tokenizer, train.max_length), batched=True, remove_columns=wanted)
 
 
-def find_columns(columns: list[str], name: str, method: Method) -> list[str]:
+def find_columns(columns: Collection[str], name: str, method: Method) -> list[str]:
     """The columns a method trains on.
 
     Raises:

@@ -297,6 +297,7 @@ def _leave(run: Run, model: Any, tokenizer: Any) -> None:  # noqa: ANN401 - of t
     np.save(write, probe(model))
     model.save_pretrained(run.result)
     tokenizer.save_pretrained(run.result)
+    (run.result / "README.md").unlink(missing_ok=True)  # PEFT's names local folders
 
 
 @torch.no_grad()

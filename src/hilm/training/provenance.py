@@ -16,8 +16,7 @@ from hilm.errors import InputError, UsageError, VerificationError
 from hilm.files import write_file
 from hilm.lineage.verdict import DIGEST_P
 from hilm.parity.metrics import measure
-from hilm.ship.card_facts import gather
-from hilm.ship.model_card import build
+from hilm.ship.card_facts import create_model_card
 from hilm.store import Store, diff
 from hilm.training.difference import draw_difference, full_difference, low_rank_difference, module_name
 from hilm.training.merging import apply, merge, read_adapter
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-5
 """Largest difference of outputs that float32 arithmetic explains."""
+
+SHOWN = {"loss", "eval_loss", "accuracy", "rewards/accuracies", "reward", "mean_token_accuracy"}
+"""Figures of the last step that a card states."""
 
 CERTAIN = 1e-6
 """Largest p-value of a parent that counts as confirmed."""
@@ -191,9 +193,18 @@ def _measure(run: Run, base: Checkpoint, judged: dict[str, Any]) -> dict[str, An
 
 def write_card(run: Run) -> None:
     """Write the model card beside the weights, and under ``card/``; it says only what was measured."""
-    publish = run.config.publish
+    publish, data = run.config.publish, run.facts["data"]
     author = {"license": publish.license, "language": publish.language, "tags": (*publish.tags, run.method)}
-    card = build(gather(run.folder, publish.repo or run.folder.name, **author))
+    training = {
+        "trained values": f"{run.facts['trainable']:,}",
+        "learning rate": run.config.learning_rate,
+        "data": f"sha256:{data['rows_sha256']}" if data["rows_sha256"] else "a stream",
+        "versions": ", ".join(f"{name} {version}" for name, version in run.facts["versions"].items()),
+        "metrics": ", ".join(
+            f"{name} {value['last']:.4g}" for name, value in run.facts["metrics"].items() if name in SHOWN
+        ),
+    }
+    card = create_model_card(run.folder, publish.repo or run.folder.name, training_info=training, **author)
     for place in (run.folder / "card" / "README.md", run.result / "README.md"):
         write_file(place, card.encode())
 
