@@ -9,7 +9,8 @@ os.environ["HILM_POISON"] = "1"  # buffers are overwritten before they are reuse
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.hub_server import HubServer
+from tests.hub_server import GOOD, HubServer
+from tests.servers import forget_connections
 
 # A run started in the background ignores Ctrl-C, and so would everything that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,6 +29,37 @@ def _own_home(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def local_hub(tmp_path, monkeypatch):
     """An empty Hub on this machine, the only one that this process can reach."""
+    from huggingface_hub import close_session
+
     with HubServer() as hub:
         hub.reach(monkeypatch, tmp_path / "hub_home")
+        close_session()  # one that still holds connections to another
         yield hub
+        close_session()
+    forget_connections()
+
+
+@pytest.fixture
+def brisk(monkeypatch):
+    """Failures are waited for by milliseconds."""
+    import huggingface_hub.utils._http as client
+
+    from hilm.ship import hub
+    from hilm.weights.retry import PAUSES
+
+    patience = hub.Patience(tries=4, first=0.001, longest=0.002, obey=1)
+    monkeypatch.setattr(hub, "PATIENCE", patience)
+    for module in ("hub_files.PATIENCE", "http_source.PATIENCE"):
+        monkeypatch.setattr(f"hilm.weights.{module}", patience)
+    for function in (client.http_backoff, client.http_stream_backoff.__wrapped__):
+        monkeypatch.setitem(function.__kwdefaults__, "base_wait_time", 0.001)
+        monkeypatch.setitem(function.__kwdefaults__, "max_wait_time", 0.002)
+        monkeypatch.setitem(function.__kwdefaults__, "max_retries", 2)
+    yield
+    PAUSES._until.clear()
+
+
+@pytest.fixture
+def online(local_hub, monkeypatch, brisk):
+    monkeypatch.setenv("HF_TOKEN", GOOD)
+    return local_hub

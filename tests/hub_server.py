@@ -58,7 +58,7 @@ class Fault:
     """What requests meet: a status, or an answer spoilt in a certain way.
 
     ``kind``: status | cut (half the body, then the end) | flip (one bit) | reset | delay | length (too long) |
-    whole (200 to a range) | applied (done, but answered with ``status``).
+    whole (200 to a range) | spoil (one bit of what is sent) | applied (done, but answered with ``status``).
     """
 
     path: str
@@ -461,6 +461,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = Reply(0)
         else:
             time.sleep(fault.seconds if fault.kind == "delay" else 0)
+            body = body[:-1] + bytes([body[-1] ^ 1]) if fault.kind == "spoil" and body else body
             refused = fault.kind == "status" or (token and not role)
             if not refused:
                 answer = self.hub.answer(self.command, parts.path, parse_qs(parts.query), body, role)

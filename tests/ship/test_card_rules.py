@@ -70,7 +70,12 @@ def settings(name, **fields):
 
 
 def metric(**changes):
-    base = {"task": "type: text-generation", "dataset": "{type: a/b, name: n}", "type": "accuracy", "value": "0.5"}
+    base = {
+        "task": "type: text-generation",
+        "dataset": "{type: a/b, name: n}",
+        "type": "accuracy",
+        "value": "0.5",
+    }
     told = base | changes
     return add(
         f"model-index:\n- name: {told.get('name', 'm')}\n  results:\n  - task: {{{told['task']}}}\n"
@@ -167,7 +172,10 @@ def test_norwegian_is_not_false(tmp_path):
     folder = good(tmp_path / "m")
     front("- en", "- no")(folder)
     (found,) = check(folder)
-    assert (found.rule, found.line) == ("C07", folder.joinpath("README.md").read_text().split("\n").index("language:") + 1)
+    assert (found.rule, found.line) == (
+        "C07",
+        folder.joinpath("README.md").read_text().split("\n").index("language:") + 1,
+    )
 
 
 def test_a_finding_tells_file_line_and_fix(tmp_path):
@@ -215,7 +223,7 @@ def test_what_is_not_published_is_not_checked(tmp_path):
     folder = good(tmp_path / "m")
     (folder / "training_args.bin").write_bytes(b"x")
     assert errors(folder) == {"C16"}
-    assert not check(folder, files=["README.md", "config.json", "model.safetensors"])
+    assert not check(folder, files={n: folder / n for n in ("README.md", "config.json", "model.safetensors")})
 
 
 def test_no_folder():

@@ -61,6 +61,12 @@ COMMANDS: Mapping[str, Entry] = {
     "model": Entry("Make", "models:model", "Make a fresh ResNet-BK language model: hilm model new OUT."),
     "export": Entry("Make", "exporting:export", "Export a model to ONNX or TensorRT, verified."),
     "bench": Entry("Make", "exporting:bench", "Time a model here: PyTorch against ONNX Runtime."),
+    "pull": Entry("Hub", "hub:pull", "Download a repository, every byte checked."),
+    "push": Entry("Hub", "hub:push", "Publish a model with a card that was checked."),
+    "card": Entry("Hub", "cards:card", "Write, check and compare model cards."),
+    "login": Entry("Hub", "hub:login", "Keep a token for the Hub."),
+    "logout": Entry("Hub", "hub:logout", "Forget it."),
+    "whoami": Entry("Hub", "hub:whoami", "Whose token is in use."),
 }
 """Every command, in the order of the help."""
 

@@ -101,10 +101,15 @@ def settle(document: Document, *successes: str) -> None:
         click.get_current_context().exit(failed[0]["exit_code"])
 
 
+def is_watched() -> bool:
+    """Whether somebody sees, and wants, progress on stderr."""
+    return sys.stderr.isatty() and not _asked("quiet") and not _asked("no_progress")
+
+
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Give a progress callback that draws a bar on stderr, or does nothing where nobody watches."""
-    if not sys.stderr.isatty() or _asked("quiet") or _asked("no_progress"):
+    if not is_watched():
         yield lambda *_: None
         return
     from tqdm import tqdm  # noqa: PLC0415 only a watched command pays for it

@@ -10,6 +10,7 @@ import hilm
 from hilm.cli import options, output
 from hilm.cli.output import ROWS, chance, clean, count, elide, figure, paint, table
 from hilm.errors import UsageError
+from hilm.extras import require
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
         "hilm index ./models/*",
         "hilm index ./models/* --ray 10.0.0.7:6379",
         "hilm index ./bert-base --storage-dir experiment_1 --json",
+        "hilm index --organisation google-bert --budget 20",
     ),
 )
-@click.argument("models", nargs=-1, required=True, metavar="MODEL…")
+@click.argument("models", nargs=-1, metavar="MODEL…")
+@click.option("--organisation", metavar="ORG", help="Every model that ORG has on the Hub.")
+@click.option(
+    "--budget", type=click.FloatRange(min=0), metavar="GIB", help="Weights to read of them at most."
+)
 @click.option("--name", help="The model's name in the store. [default: the folder's]")
 @click.option("--force", is_flag=True, help="Read again what is already in the store.")
 @options.revision
@@ -35,6 +41,8 @@ if TYPE_CHECKING:
 def index(
     models: tuple[str, ...],
     *,
+    organisation: str | None,
+    budget: float | None,
     name: str | None,
     force: bool,
     revision: str | None,
@@ -42,13 +50,37 @@ def index(
     ray: str | None,
     storage_dir: Path | None,
 ) -> None:
-    """Remember checkpoints by their fingerprints: a few kilobytes each, no reel."""
+    """Remember checkpoints by their fingerprints: a few kilobytes each, no reel.
+
+    Models on the Hub are read by ranges: nothing is kept of them but the fingerprint.
+    """
+    if organisation:
+        index_all(organisation, budget, jobs, storage_dir)
+        return
+    if not models:
+        raise UsageError("no model to index", hint="hilm index ./bert-base, or --organisation ORG")
     with output.progress() as progress:
         pinned = [options.at_revision(model, revision) for model in models]
         document = hilm.Store(storage_dir).index(
             pinned, jobs=jobs, ray=ray, name=name, force=force, progress=progress
         )
     output.settle(document, "indexed", "skipped")
+    output.emit(document, indexed)
+
+
+def index_all(organisation: str, budget: float | None, jobs: int | None, storage_dir: Path | None) -> None:
+    """Index what an organisation has on the Hub."""
+    with output.progress() as progress:
+        document = require("hilm.ship").index_organisation(
+            organisation,
+            store=hilm.Store(storage_dir),
+            budget=None if budget is None else round(budget * 2**30),
+            jobs=jobs,
+            progress=progress,
+        )
+    output.settle(document, "indexed", "skipped", "left")
+    if document["left"]:
+        output.note(f"{len(document['left']):,} models are left for the next run: the budget is used up")
     output.emit(document, indexed)
 
 

@@ -17,7 +17,7 @@ from hilm.ship.references import ABSOLUTE, SECRET, is_repository
 from hilm.store import inspect, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from os import PathLike
 
 CARD = "README.md"
@@ -57,7 +57,7 @@ class Subject:
 
     folder: Path
     repo_id: str
-    names: Collection[str]
+    files: Mapping[str, Path]
     licenses: frozenset[str]
     text: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
@@ -65,6 +65,11 @@ class Subject:
     config: dict[str, Any] = field(default_factory=dict)
     adapter: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def names(self) -> Collection[str]:
+        """Paths that would be published."""
+        return self.files.keys()
 
     @property
     def bases(self) -> list[Any]:
@@ -77,7 +82,7 @@ def check(
     folder: str | PathLike[str],
     repo_id: str = "",
     *,
-    files: Collection[str] | None = None,
+    files: Mapping[str, Path] | None = None,
     scan: bool = True,
     licenses: Iterable[str] = (),
 ) -> list[Finding]:
@@ -86,7 +91,7 @@ def check(
     Args:
         folder: Of the model; or its README.md.
         repo_id: Repository it is for, where that is known.
-        files: Paths that would be published; all by default.
+        files: What would be published: path in the repository → file; all of the folder by default.
         scan: Whether to read all weights, looking for values that are not finite.
         licenses: Further identifiers that are to be taken.
 
@@ -99,10 +104,14 @@ def check(
     root = Path(folder).parent if Path(folder).is_file() else Path(folder)
     if not root.is_dir():
         raise InputError(f"{root} is no folder", hint="name the folder of a model")
-    present = (path for path in sorted(root.rglob("*")) if path.is_file())
-    names = files if files is not None else [path.relative_to(root).as_posix() for path in present]
-    names = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
-    subject = Subject(root, repo_id, names, LICENSES | set(licenses))
+    if files is None:
+        files = {
+            path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()
+        }
+        files = {
+            name: path for name, path in files.items() if not any(p.startswith(".") for p in name.split("/"))
+        }
+    subject = Subject(root, repo_id, files, LICENSES | set(licenses))
     findings = list(_read(subject))
     if subject.fields:
         for rule, level, find in RULES:
@@ -121,9 +130,9 @@ def _finding(subject: Subject, rule: str, level: str, found: Found, file: str = 
 
 def _read(subject: Subject) -> Iterator[Finding]:
     """Fill the subject; what cannot be read is a finding."""
-    card = subject.folder / CARD
+    card = subject.files.get(CARD)
     problem = ""
-    if not card.is_file() or card.stat().st_size > front_matter.MAX_CARD:
+    if card is None or card.stat().st_size > front_matter.MAX_CARD:
         problem = "there is no README.md that could be a card"
     else:
         try:
@@ -148,7 +157,9 @@ def _read(subject: Subject) -> Iterator[Finding]:
 
 
 def _license(subject: Subject) -> Iterator[Found]:
-    given = subject.fields.get("license")
+    given = subject.fields.get("license", [])
+    if not given:
+        yield "~no licence is given", "say under what licence it may be used", ""
     explained = {"license_name", "license_link"} <= subject.fields.keys() or any(
         name.upper().startswith("LICENSE") for name in subject.names
     )
@@ -158,7 +169,11 @@ def _license(subject: Subject) -> Iterator[Found]:
         elif name == "unknown":
             yield "~the licence is unknown", "say under what licence it may be used", "license"
         elif name == "other" and not explained:
-            yield "licence other is not explained", "give license_name and license_link, or LICENSE", "license"
+            yield (
+                "licence other is not explained",
+                "give license_name and license_link, or LICENSE",
+                "license",
+            )
 
 
 def _base(subject: Subject) -> Iterator[Found]:
@@ -284,7 +299,7 @@ def _results(subject: Subject) -> Iterator[Found]:
 
 
 def _sources(subject: Subject) -> Iterator[Found]:
-    reports = {digest(subject.folder / n) for n in subject.names if n.endswith(".json")}
+    reports = {digest(path) for name, path in subject.files.items() if name.endswith(".json")}
     index = subject.fields.get("model-index")
     results = [
         r
@@ -326,7 +341,7 @@ def _files(subject: Subject) -> Iterator[Found]:
     names = set(subject.names)
     shards = {n for n in names if re.fullmatch(r".*-\d{5}-of-\d{5}\.safetensors", n)}
     for index in [n for n in names if n.endswith(".safetensors.index.json")]:
-        document = read_json(subject.folder / index)
+        document = read_json(subject.files[index])
         place = index.rpartition("/")[0]
         mapped = {f"{place}/{n}".lstrip("/") for n in map(str, (document.get("weight_map") or {}).values())}
         if missing := sorted(mapped - names):
@@ -424,8 +439,7 @@ RULES: tuple[tuple[str, str, Callable[[Subject], Iterator[Found]]], ...] = (
 
 def _texts(subject: Subject) -> Iterator[Finding]:
     """C13 and C14: absolute paths and secrets, in every text file."""
-    for name in subject.names:
-        path = subject.folder / name
+    for name, path in subject.files.items():
         if path.suffix not in TEXTS or path.stat().st_size > MAX_TEXT:
             continue
         with path.open(encoding="utf-8", errors="replace") as lines:

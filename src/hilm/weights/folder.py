@@ -150,9 +150,9 @@ def _find_on_hub(
 
 def _find_url(url: str, offline: bool | None) -> tuple[Location, str]:  # noqa: FBT001 - passed on
     from hilm.weights.http_pool import Origin, shown  # noqa: PLC0415 - local files need no network code
-    from hilm.weights.hub_files import is_true  # noqa: PLC0415
+    from hilm.weights.hub_files import is_offline  # noqa: PLC0415
 
     Origin.of(url)
-    place = UrlPlace(url, shown(url), is_true("HF_HUB_OFFLINE") if offline is None else offline)
+    place = UrlPlace(url, shown(url), is_offline(asked=offline))
     (name,) = place.names()
     return Location(place.label.split("/")[-2], place.label.rpartition("/")[0], place), name

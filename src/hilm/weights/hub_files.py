@@ -131,9 +131,9 @@ def locate_hub(
     revision = revision or "main"
     if not _REPOSITORY.fullmatch(repo_id) or not _REVISION.fullmatch(revision):
         raise UsageError(f"{repo_id!r} at {revision!r} is not a repository on the Hub")
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    endpoint = hub_address()
     folder = cache_folder() / f"models--{repo_id.replace('/', '--')}"
-    if is_true("HF_HUB_OFFLINE") if offline is None else offline:
+    if is_offline(asked=offline):
         commit, files = _list_cached(repo_id, revision, folder)
         return HubRepository(repo_id, commit, endpoint, files, offline=True)
     url = f"{endpoint}/api/models/{repo_id}/revision/{quote(revision, safe='')}?blobs=true"
@@ -170,6 +170,16 @@ def is_true(variable: str) -> bool:
     return os.environ.get(variable, "").upper() in _TRUE
 
 
+def is_offline(*, asked: bool | None = None) -> bool:
+    """Whether the network may not be used: as asked, else as ``HF_HUB_OFFLINE`` says."""
+    return is_true("HF_HUB_OFFLINE") if asked is None else asked
+
+
+def hub_address() -> str:
+    """The Hub, as ``HF_ENDPOINT`` names it, without a slash at the end."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+
+
 def cache_folder() -> Path:
     """The snapshot cache of the Hub's own client, as the environment places it."""
     place = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
@@ -181,9 +191,14 @@ def _hub_home() -> Path:
     return Path(os.path.expandvars(place)).expanduser()
 
 
-def _stored_token() -> str:
+def token_path() -> Path:
+    """Where the Hub's own client keeps the login."""
     place = os.environ.get("HF_TOKEN_PATH")
-    path = Path(os.path.expandvars(place)).expanduser() if place else _hub_home() / "token"
+    return Path(os.path.expandvars(place)).expanduser() if place else _hub_home() / "token"
+
+
+def _stored_token() -> str:
+    path = token_path()
     try:
         return path.read_text("utf-8")
     except FileNotFoundError:

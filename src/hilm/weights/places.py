@@ -213,9 +213,9 @@ def open_url(url: str, *, offline: bool | None = None, tail: int = 0) -> HttpSou
     """
     from hilm.weights.http_pool import shown  # noqa: PLC0415 - local files need no network code
     from hilm.weights.http_source import HttpSource  # noqa: PLC0415 - the same
-    from hilm.weights.hub_files import is_true  # noqa: PLC0415 - the same
+    from hilm.weights.hub_files import is_offline  # noqa: PLC0415 - the same
 
-    if is_true("HF_HUB_OFFLINE") if offline is None else offline:
+    if is_offline(asked=offline):
         raise OfflineError(f"{shown(url)} is not a local file")
     return HttpSource.open(url, tail=tail)
 
