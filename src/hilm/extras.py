@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from hilm.errors import MissingExtra
+from hilm.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -51,3 +51,23 @@ def require(module: str) -> ModuleType:
             f"this needs the Python package {root!r}, which is not installed",
             hint=f'pip install "{wanted}"',
         ) from None
+
+
+def choose_device(name: str = "auto") -> str:
+    """Return the device torch is to use: the one named, or the first of cuda, mps and cpu that is there.
+
+    Raises:
+        UsageError: The device named is not there.
+        MissingExtra: torch is not installed.
+    """
+    torch = require("torch")
+    there = ["cpu"]
+    if torch.backends.mps.is_available():
+        there.insert(0, "mps")
+    if torch.cuda.is_available():
+        there[:0] = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if name == "auto":
+        return there[0]
+    if name not in there:
+        raise UsageError(f"there is no device {name!r} here", hint=f"there is {', '.join(there)}")
+    return name

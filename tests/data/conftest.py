@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import warnings
+
 import datasets.config
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -7,9 +10,14 @@ from transformers import PreTrainedTokenizerFast
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    """Arrow files of these tests go to a folder of their own."""
+def _own_cache(request, tmp_path_factory, monkeypatch):
+    """Arrow files of these tests go to a folder of their own; datasets leaves files it streams unclosed."""
+    request.node.add_marker(pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ def _hint_rename(choices: Iterable[tuple[str, ...]], found: list[str]) -> str:
     complete = [rename for rename, wanted in zip(renames, choices, strict=True) if len(rename) == len(wanted)]
     best = max(complete or renames, key=len)
     pairs = ", ".join(f"{name}: {near}" for name, near in best.items() if name != near)
-    return f"columns: {{{pairs}}}" if pairs else "name the columns that hold them: columns: {text: my_column}"
+    return f"columns: {{{pairs or f'{next(iter(choices))[0]}: my_column'}}}"
 
 
 def _nearest(name: str, found: list[str]) -> str:
