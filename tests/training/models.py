@@ -31,8 +31,8 @@ def llama():
 
 def t5():
     config = transformers.T5Config(
-        vocab_size=259, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=2,
-        decoder_start_token_id=0,
+        vocab_size=259, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, pad_token_id=0,
+        eos_token_id=2, decoder_start_token_id=0,
     )  # fmt: skip
     return transformers.T5ForConditionalGeneration(config)
 

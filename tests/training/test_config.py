@@ -13,7 +13,9 @@ LEAST = {"model": {"path": "m"}, "data": {"path": "d.csv"}, "out": "r"}
 
 
 def test_three_formats_say_the_same(tmp_path):
-    (tmp_path / "a.yaml").write_text("model: {path: m}\ndata: {path: d.csv}\nout: r\ntrain: {learning_rate: 2e-5}\n")
+    (tmp_path / "a.yaml").write_text(
+        "model: {path: m}\ndata: {path: d.csv}\nout: r\ntrain: {learning_rate: 2e-5}\n"
+    )
     (tmp_path / "a.json").write_text(json.dumps(LEAST | {"train": {"learning_rate": 2e-5}}))
     (tmp_path / "a.toml").write_text(
         'out = "r"\n[model]\npath = "m"\n[data]\npath = "d.csv"\n[train]\nlearning_rate = 2e-5\n'
@@ -74,15 +76,14 @@ def test_no_file_and_no_override(tmp_path):
     st.floats(1e-9, 1, allow_nan=False),
 )
 def test_documents_come_back(kind, steps, rate):
-    config = from_document(
-        LEAST | {"peft": {"kind": kind}, "train": {"steps": steps, "learning_rate": rate}}
-    )
+    config = from_document(LEAST | {"peft": {"kind": kind}, "train": {"steps": steps, "learning_rate": rate}})
     assert isinstance(config, FitConfig)
     assert from_document(to_document(config)) == config
 
 
 def test_prompts_learn_faster():
     rates = {
-        kind: from_document(LEAST | {"peft": {"kind": kind}}).learning_rate for kind in ("full", "lora", "prompt")
+        kind: from_document(LEAST | {"peft": {"kind": kind}}).learning_rate
+        for kind in ("full", "lora", "prompt")
     }
     assert rates == {"full": 2e-5, "lora": 2e-4, "prompt": 0.3}

@@ -27,7 +27,10 @@ def test_adapters_as_if_they_were_merged(tmp_path):
     """Figures from the factors are those of the merged model."""
     random = np.random.default_rng(5)
     name = "model.layers.0.self_attn.q_proj.weight"
-    base = {name: random.standard_normal((32, 48)).astype(np.float32), "model.norm.weight": np.ones(48, np.float32)}
+    base = {
+        name: random.standard_normal((32, 48)).astype(np.float32),
+        "model.norm.weight": np.ones(48, np.float32),
+    }
     a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((4, 48), (32, 4)))
     head = "base_model.model.model.layers.0.self_attn.q_proj"
     write_model(tmp_path / "base", base)

@@ -8,17 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-import hilm
 from hilm.errors import Cancelled, InputError, StorageError, UsageError
 from hilm.store import Store
-from hilm.training import fit
+from hilm.training import finish, fit
 from hilm.training.config import from_document
 from hilm.training.record import Run
 
@@ -26,7 +25,9 @@ from hilm.training.record import Run
 def run_child(path, *words, **options):
     """Run hilm fit in a process of its own."""
     code = "import sys; from hilm.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.Popen([sys.executable, "-c", code, "fit", "pretrain", str(path), *words, "--json"], **options)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "fit", "pretrain", str(path), *words, "--json"], **options
+    )
 
 
 @pytest.fixture
@@ -54,8 +55,8 @@ def test_the_evidence(configure, tmp_path, models, kind):
     assert document["metrics"]["loss"]["first"] > document["metrics"]["loss"]["last"]
     names = {str(path.relative_to(run)) for path in run.rglob("*")}
     assert names >= {
-        "config.yaml", "run.json", "events.jsonl", "metrics.csv", "loss.png", "difference.png", "card/README.md",
-        "report/difference.json", "report/lineage.json", "report/parity.json",
+        "config.yaml", "run.json", "events.jsonl", "metrics.csv", "loss.png", "difference.png",
+        "card/README.md", "report/difference.json", "report/lineage.json", "report/parity.json",
     }  # fmt: skip
     card = (run / "card" / "README.md").read_text()
     assert "license: mit" in card
@@ -63,7 +64,10 @@ def test_the_evidence(configure, tmp_path, models, kind):
     assert str(tmp_path) not in card + (run / "run.json").read_text()
     assert str(models) not in card + (run / "run.json").read_text()
     if kind != "full":
-        assert json.loads((run / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "acme/tiny"
+        assert (
+            json.loads((run / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+            == "acme/tiny"
+        )
     for name in ("loss.png", "difference.png"):
         assert len(set(Image.open(run / name).convert("L").tobytes())) > 10
     if kind in {"full", "lora"}:
@@ -74,11 +78,11 @@ def test_the_evidence(configure, tmp_path, models, kind):
 
 
 def test_a_second_finish_changes_nothing(configure, tmp_path):
-    from hilm.training import finish
-
     fit("sft", configure("sft", "lora"), store=Store(tmp_path / "store"))
+
     def state():
         return {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
     before = state()
     finish(tmp_path / "run", store=Store(tmp_path / "store"))
     assert state() == before
@@ -99,7 +103,9 @@ def test_a_run_is_not_written_over(configure, tmp_path):
 
 def test_killed_and_resumed_is_the_same(written, tmp_path):
     train = {"steps": 12, "save_every": 2, "log_every": 1, "learning_rate": 1e-3}
-    whole = from_document(yaml.safe_load(written("pretrain", train=train, out=str(tmp_path / "whole")).read_text()))
+    whole = from_document(
+        yaml.safe_load(written("pretrain", train=train, out=str(tmp_path / "whole")).read_text())
+    )
     fit("pretrain", whole, store=Store(tmp_path / "store"))
     path = written("pretrain", train=train)
     child = run_child(path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -147,14 +153,12 @@ def test_interrupted_it_saves(configure, tmp_path):
         if done == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Cancelled, match="interrupted at step [34]"):
+    with pytest.raises(Cancelled, match=r"interrupted at step [34]"):
         fit("pretrain", config, progress=stop, store=Store(tmp_path / "store"))
-    assert [step for step, _ in Run(tmp_path / "run").checkpoints()][0] in {3, 4}
+    assert next(Run(tmp_path / "run").checkpoints())[0] in {3, 4}
 
 
 def test_a_disk_that_fills_up(configure, tmp_path, monkeypatch):
-    import torch
-
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 

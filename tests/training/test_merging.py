@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import peft
 import pytest
 import torch
 import transformers
@@ -19,8 +20,6 @@ def adapter(configure, tmp_path):
 
 
 def test_merged_is_the_same_function(adapter, models, tmp_path):
-    import peft
-
     document = merge(adapter, tmp_path / "merged", base=models / "llama")
     assert document["parameters"] == 107_200
     base = transformers.AutoModelForCausalLM.from_pretrained(models / "llama")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hilm.training.ppo import PPOConfig, PPOTrainer, Rounds, advantages, losses, until_end
-from tests.training.models import llama, tokenizer, rows_for
+from tests.training.models import llama, rows_for, tokenizer
 
 
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 9))
@@ -58,16 +58,18 @@ def test_rounds_repeat_whole_batches():
     assert len(set(order[:4]) | set(order[12:16])) == 8
 
 
-def trainer(tmp_path, adapter=False, **settings):
+def trainer(tmp_path, *, adapter=False, **settings):
     transformers.set_seed(settings.pop("seed", 0))
     coder, model = tokenizer(), llama()
     coder.eos_token = None
     if adapter:
-        model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
+        model = peft.get_peft_model(
+            model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
+        )
     args = PPOConfig(
         output_dir=str(tmp_path / "ppo"), use_cpu=True, report_to="none", disable_tqdm=True, logging_steps=1,
-        save_strategy="no", per_device_train_batch_size=32, max_completion_length=8, dataloader_pin_memory=False,
-        data_seed=0, lr_scheduler_type="constant", **settings,
+        save_strategy="no", per_device_train_batch_size=32, max_completion_length=8,
+        dataloader_pin_memory=False, data_seed=0, lr_scheduler_type="constant", **settings,
     )  # fmt: skip
     rows = datasets.Dataset.from_list(rows_for("ppo", 64))
 
@@ -81,7 +83,7 @@ def trainer(tmp_path, adapter=False, **settings):
 
 @pytest.mark.parametrize("adapter", [False, True])
 def test_it_starts_where_it_is(tmp_path, adapter):
-    made = trainer(tmp_path, adapter, max_steps=1, learning_rate=3e-3)
+    made = trainer(tmp_path, adapter=adapter, max_steps=1, learning_rate=3e-3)
     made.train()
     first = made.state.log_history[0]
     assert first["kl"] == pytest.approx(0, abs=1e-5)

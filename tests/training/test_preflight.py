@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import transformers
@@ -186,8 +186,7 @@ def test_memory_that_does_not_suffice(configure, monkeypatch):
 
 def test_a_disk_that_is_full(configure, monkeypatch):
     assert "E-DISK" not in ids(preflight("sft", configure("sft")))
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage(10, 9, 1))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
     assert severity(preflight("sft", configure("sft")), "E-DISK") == "error"
 
 
@@ -208,4 +207,9 @@ def test_there_is_no_such_method(configure):
 def test_rlhf_settings_survive(configure):
     config = preflight("sft", configure("sft")).config
     assert config.train.activation_checkpointing is False
-    assert from_document({"model": {"path": "m"}, "data": {"path": "d"}, "out": "o"}).train.activation_checkpointing == "auto"
+    assert (
+        from_document(
+            {"model": {"path": "m"}, "data": {"path": "d"}, "out": "o"}
+        ).train.activation_checkpointing
+        == "auto"
+    )

@@ -45,7 +45,7 @@ def test_a_frozen_tensor_that_changed_is_found(configure, tmp_path):
     with torch.no_grad():
         model.model.norm.weight[0] += 1e-7
     model.save_pretrained(merged)
-    with pytest.raises(VerificationError, match="model.norm.weight was frozen"):
+    with pytest.raises(VerificationError, match=r"model.norm.weight was frozen"):
         finish(tmp_path / "run", store=Store(tmp_path / "store"))
 
 

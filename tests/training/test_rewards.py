@@ -22,7 +22,9 @@ def test_rules():
 
 
 def test_a_function_of_ones_own(tmp_path):
-    (tmp_path / "mine.py").write_text("def worth(completions, **_):\n    return [float(len(c)) for c in completions]\n")
+    (tmp_path / "mine.py").write_text(
+        "def worth(completions, **_):\n    return [float(len(c)) for c in completions]\n"
+    )
     assert score(["abc"], kind="function", function=f"{tmp_path}/mine.py:worth") == [3.0]
     for place in (f"{tmp_path}/mine.py:absent", f"{tmp_path}/none.py:worth", "worth"):
         with pytest.raises(InputError):

@@ -18,7 +18,10 @@ from hilm.training.worker import main, train
 NAMES = [("llama", name) for name in METHODS] + [("t5", "sft")]
 KINDS = ("full", "lora", "qlora4", "qlora8", "prefix", "prompt")
 QUICK = {(m, n, k) for m, n in NAMES for k in ("full", "lora")}
-QUICK |= {("llama", "sft", kind) for kind in KINDS} | {("llama", "ppo", "qlora4"), ("llama", "classify", "qlora4")}
+QUICK |= {("llama", "sft", kind) for kind in KINDS} | {
+    ("llama", "ppo", "qlora4"),
+    ("llama", "classify", "qlora4"),
+}
 CELLS = [
     pytest.param(model, name, kind, marks=[] if (model, name, kind) in QUICK else pytest.mark.slow)
     for model, name in NAMES
@@ -88,7 +91,9 @@ def test_group_methods_do_not_lose_reward(work, name):
 def test_accumulated_batches_are_one(work):
     _, whole = work("pretrain", train={"batch_size": 8, "steps": 3})
     one = load_file(whole["config"]["out"] + "/model/model.safetensors")
-    _, parts = work("pretrain", train={"batch_size": 4, "grad_accum": 2, "steps": 3}, out=whole["config"]["out"] + "2")
+    _, parts = work(
+        "pretrain", train={"batch_size": 4, "grad_accum": 2, "steps": 3}, out=whole["config"]["out"] + "2"
+    )
     two = load_file(parts["config"]["out"] + "/model/model.safetensors")
     assert max(float((one[n] - two[n]).abs().max()) for n in one) <= 1e-6
 
@@ -104,7 +109,8 @@ def test_a_run_that_learns_nothing_says_so(work):
 
 
 @pytest.mark.parametrize(
-    ("key", "said"), [("bf16", "is set by hilm"), ("bata", "there is no key method.bata"), ("seed", "set by hilm")]
+    ("key", "said"),
+    [("bf16", "is set by hilm"), ("bata", "there is no key method.bata"), ("seed", "set by hilm")],
 )
 def test_keys_of_the_method_are_checked(work, key, said):
     with pytest.raises(UsageError, match=said):
@@ -117,4 +123,6 @@ def test_one_process_where_two_are_wanted(configure, monkeypatch):
     run.start("sft", config, {})
     monkeypatch.setenv("HILM_WORLD", "2")
     assert main([config.out]) == 2
-    assert "2 processes are wanted and 1 run" in json.loads((run.folder / "error.json").read_text())["message"]
+    assert (
+        "2 processes are wanted and 1 run" in json.loads((run.folder / "error.json").read_text())["message"]
+    )

@@ -196,6 +196,7 @@ def draw_difference(roles: dict[str, Any]) -> bytes:
         axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=3)
         axes.set_title(title)
         axes.margins(x=0.2)
+        axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="x", alpha=0.3)
     left.invert_yaxis()
     buffer = io.BytesIO()

@@ -166,7 +166,7 @@ def compare_base(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
         else:
             judged = diff(str(merged(run)), config.model.path)
             facts, sentence = {k: judged[k] for k in ("relation", "p_value")}, judged["sentence"]
-            roles = _measure(run, base, judged)
+            roles = _measure(run, base, judged, frozen=same)
     confirmed = facts["p_value"] < CERTAIN and facts["relation"] != "independent" and same
     lineage = {
         "parent": parent,
@@ -178,15 +178,15 @@ def compare_base(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     return lineage, roles
 
 
-def _measure(run: Run, base: Checkpoint, judged: dict[str, Any]) -> dict[str, Any]:
-    """The difference by role; frozen tensors must be as they were."""
+def _measure(run: Run, base: Checkpoint, judged: dict[str, Any], *, frozen: bool) -> dict[str, Any]:
+    """The difference by role; if the base is the one it was, ``frozen`` tensors must be as they were."""
     with open_checkpoint(run.result) as result:
         if run.config.peft.kind == "full":
             pairs = [(pair["b"], pair["a"]) for pair in judged["tensors"]]
             return full_difference(base, result, pairs)
         adapted = {module_name(name) for name in result.tensors}
         moved = [p["b"] for p in judged["tensors"] if not p["identical"] and p["b"] not in adapted]
-        if moved:
+        if moved and frozen:
             raise VerificationError(f"{moved[0]} was frozen and has changed", hint="please report this")
         return low_rank_difference(base, result)
 

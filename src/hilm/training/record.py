@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from hilm.errors import InputError
@@ -208,11 +209,10 @@ def draw_loss(events: list[dict[str, Any]]) -> bytes:
     figure = figure_class(figsize=(9.6, 5.4), dpi=100, layout="constrained")
     axes = figure.subplots()
     points = [(e["step"], e["loss"]) for e in events if e.get("loss") is not None]
-    smooth = [points[0][1]]
-    for _, value in points[1:]:
-        smooth.append(0.8 * smooth[-1] + 0.2 * value)
-    steps = [step for step, _ in points]
-    axes.plot(steps, [value for _, value in points], "o", color="#9db4d0", markersize=3, label="loss")
+    steps, losses = zip(*points, strict=True)
+    window = np.ones(max(1, len(losses) // 12))
+    smooth = np.convolve(losses, window, "same") / np.convolve(np.ones(len(losses)), window, "same")
+    axes.plot(steps, losses, "o", color="#9db4d0", markersize=3, label="loss")
     axes.plot(steps, smooth, color="#1f4e9a", label="loss, smoothed")
     axes.set(xlabel="step", ylabel="loss")
     axes.grid(alpha=0.3)
