@@ -2,8 +2,8 @@
 
 Every recipe trains a Llama of 107,200 parameters on 64 short rows for 40 steps (sft also with LoRA, and a
 T5); ppo on a toy reward, the share of ASCII characters, over five seeds. Memory: peak resident size of a
-process that trains two models of some 30 M parameters, less its size before, against the plan made from headers
-alone. One thread.
+process that trains two models of some 30 M parameters, less its size before, against the plan made from the
+headers alone. One thread.
 
 Run: python benchmarks/fit.py
 """

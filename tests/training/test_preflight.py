@@ -8,9 +8,11 @@ import pytest
 import transformers
 
 from hilm.errors import InputError, MissingExtra, UsageError
+from hilm.training import budget
 from hilm.training import preflight as room
+from hilm.training.budget import count_adapter
 from hilm.training.config import from_document
-from hilm.training.preflight import check, count_adapter, preflight
+from hilm.training.preflight import check, look, preflight
 from tests.training.models import rows_for, tokenizer, write_rows
 
 LONG = [{"text": "a" * 200}, {"text": "b" * 200}, *({"text": f"{i}"} for i in range(18))]
@@ -23,11 +25,6 @@ CASES = {
         "sft",
         {"peft": {"kind": "lora", "targets": ["q_proj", "v_prj"]}},
         {"peft": {"kind": "lora", "targets": ["q_proj", "v_proj"]}},
-    ),
-    "E-TASKTYPE": (
-        "sft",
-        {"peft": {"kind": "lora", "task_type": "SEQ_2_SEQ_LM"}},
-        {"peft": {"kind": "lora", "task_type": "CAUSAL_LM"}},
     ),
     "E-PREFIX-CKPT": (
         "sft",
@@ -102,7 +99,14 @@ def test_hints_name_what_would_do(configure):
 @pytest.mark.parametrize(("method", "model"), [("dpo", "t5"), ("sft", "bert"), ("grpo", "bert")])
 def test_a_method_that_does_not_fit_the_architecture(method, model, configure, models):
     config = configure(method, model={"path": str(models / model)})
-    assert severity(preflight(method, config), "E-TASKTYPE") == "error"
+    with pytest.raises(InputError, match="E-TASKTYPE"):
+        preflight(method, config)
+
+
+def test_a_task_type_of_ones_own(configure):
+    preflight("sft", configure("sft", peft={"kind": "lora", "task_type": "CAUSAL_LM"}))
+    with pytest.raises(InputError, match="E-TASKTYPE"):
+        preflight("sft", configure("sft", peft={"kind": "lora", "task_type": "SEQ_2_SEQ_LM"}))
 
 
 def test_a_path_as_base_model_and_no_model(configure):
@@ -172,12 +176,12 @@ def test_bitsandbytes_that_is_missing(configure, monkeypatch):
 def test_memory_that_does_not_suffice(configure, monkeypatch):
     config = configure("sft")
     needed = preflight("sft", config).plan["total"]
-    monkeypatch.setattr(room, "_available", lambda device: needed - 1)
+    monkeypatch.setattr(budget, "available_memory", lambda place: needed - 1)
     checked = preflight("sft", config)
     assert ids(checked) >= {"E-MEM"}
     assert severity(checked, "E-MEM") == "note", "activation checkpointing was enough"
     assert checked.config.train.activation_checkpointing is True
-    monkeypatch.setattr(room, "_available", lambda device: 1000)
+    monkeypatch.setattr(budget, "available_memory", lambda place: 1000)
     found = preflight("sft", config).findings
     with pytest.raises(InputError, match="E-MEM"):
         check(found, force=False, tell=lambda _: None)
@@ -186,7 +190,7 @@ def test_memory_that_does_not_suffice(configure, monkeypatch):
 
 def test_a_disk_that_is_full(configure, monkeypatch):
     assert "E-DISK" not in ids(preflight("sft", configure("sft")))
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    monkeypatch.setattr(budget.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
     assert severity(preflight("sft", configure("sft")), "E-DISK") == "error"
 
 
@@ -195,7 +199,7 @@ def test_a_disk_that_is_full(configure, monkeypatch):
 )
 def test_adapters_are_counted(kind, values, configure):
     peft = {"kind": kind, "r": 8, "virtual_tokens": 4}
-    situation, _ = room._look("sft", configure("sft", peft=peft))
+    situation = look("sft", configure("sft", peft=peft))
     assert count_adapter(situation, situation.config)[0] == values
 
 
@@ -204,7 +208,7 @@ def test_there_is_no_such_method(configure):
         preflight("sgt", configure("sft"))
 
 
-def test_rlhf_settings_survive(configure):
+def test_what_is_left_open_is_decided(configure):
     config = preflight("sft", configure("sft")).config
     assert config.train.activation_checkpointing is False
     assert (

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hilm.training.config import FitConfig, load_config
-    from hilm.training.provenance import finish
     from hilm.training.launch import fit
     from hilm.training.merging import merge
+    from hilm.training.provenance import finish
 
 __all__ = ["FitConfig", "finish", "fit", "load_config", "merge"]
 

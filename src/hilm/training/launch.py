@@ -16,8 +16,8 @@ from hilm.data import load_data, rows_sha256, source_digests
 from hilm.errors import InputError, TrainingError, UsageError
 from hilm.store.reading import no_progress
 from hilm.training.config import FitConfig, to_document
-from hilm.training.provenance import finish
 from hilm.training.preflight import check, preflight
+from hilm.training.provenance import finish
 from hilm.training.record import Run, weights_key
 from hilm.weights import open_checkpoint
 

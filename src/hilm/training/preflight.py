@@ -8,21 +8,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from hilm.data import columns_of, load_data, load_eval
-from hilm.errors import InputError, MissingExtra, UsageError
+from hilm.errors import InputError, MissingExtra
 from hilm.extras import EXTRAS
-from hilm.store.memory_plan import plan
 from hilm.training.methods import Method, find_method
 
 if TYPE_CHECKING:
@@ -32,9 +28,6 @@ if TYPE_CHECKING:
 
 LOOK = 1000
 """Rows looked at."""
-
-KEPT = 2
-"""Checkpoints that are kept; a third is written before the oldest goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +72,20 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What the checks look at: configuration, method, tokenizer, an empty model, and rows."""
+    """What the checks look at: configuration, method, an empty model, its tokenizer, and rows."""
 
     config: FitConfig
     name: str
     method: Method
     model: Any
-    model_type: str
     tokenizer: Any
-    own_pad: bool
     rows: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
-    device: str
+
+    @property
+    def model_type(self) -> str:
+        """As ``config.json`` names it."""
+        return str(self.model.config.model_type)
 
 
 def preflight(name: str, config: FitConfig) -> Checked:
@@ -98,20 +93,21 @@ def preflight(name: str, config: FitConfig) -> Checked:
 
     Raises:
         UsageError: There is no such method.
-        InputError: There is no model, no tokenizer, or rows that lack a column.
+        InputError: There is no model, no tokenizer, or rows that lack a column; the method does not fit the
+            architecture (E-TASKTYPE).
     """
     find_method(name)
     found = [*_packages(config), *_launch(name, config)]
     if any(finding.severity == "error" for finding in found):
         return Checked(config, found)
-    situation, problem = _look(name, config)
-    if situation is None:
-        return Checked(config, [*found, problem])
+    situation = look(name, config)
     found += [finding for check in _CHECKS for finding in check(situation)]
     if any(finding.severity == "error" for finding in found):
         return Checked(config, found)
-    decided, memory, more = _memory(situation)
-    return Checked(decided, [*found, *more, *_disk(situation, memory)], memory)
+    from hilm.training.budget import check_disk, check_memory  # noqa: PLC0415 - peft is slow to import
+
+    decided, memory, more = check_memory(situation)
+    return Checked(decided, [*found, *more, *check_disk(config, memory)], memory)
 
 
 def check(findings: Iterable[Finding], *, force: bool, tell: Callable[[Finding], None]) -> None:
@@ -129,7 +125,8 @@ def check(findings: Iterable[Finding], *, force: bool, tell: Callable[[Finding],
             raise kind(f"[{finding.id}] {finding.message}", hint=finding.hint)
 
 
-def _error(name: str, message: str, hint: str, **more: Any) -> Finding:  # noqa: ANN401 - fields of Finding
+def error(name: str, message: str, hint: str, **more: Any) -> Finding:  # noqa: ANN401 - fields of Finding
+    """A finding that ends the run."""
     return Finding(name, "error", message, hint, **more)
 
 
@@ -141,35 +138,35 @@ def _packages(config: FitConfig) -> Iterator[Finding]:
         if not re.fullmatch(r"\w+", package) or find_spec(package) is None:
             extra = EXTRAS.get(package)
             what = f'"hilm[{extra}]"' if extra else package
-            yield _error(name, f"{package} is not installed", f"pip install {what}", exit_code=4)
+            yield error(name, f"{package} is not installed", f"pip install {what}", exit_code=4)
 
 
 def _launch(name: str, config: FitConfig) -> Iterator[Finding]:
     """What the settings alone tell."""
     train, launch, peft = config.train, config.launch, config.peft
     if train.batch_size % launch.nproc:
-        yield _error(
+        yield error(
             "E-WORLD",
             f"a batch of {train.batch_size} cannot be shared by {launch.nproc} processes",
             f"train.batch_size={-(-train.batch_size // launch.nproc) * launch.nproc}",
         )
     if launch.nproc > 1 and os.environ.get("ACCELERATE_USE_CPU") and "WORLD_SIZE" not in os.environ:
-        yield _error(
+        yield error(
             "E-WORLD",
             "accelerate launch --cpu starts one process, whatever it is asked for",
             f"run hilm itself: hilm fit … --nproc {launch.nproc}",
         )
     if config.data.streaming and train.steps is None:
-        yield _error("E-EMPTY", "a stream of rows has no end", "set train.steps")
+        yield error("E-EMPTY", "a stream of rows has no end", "set train.steps")
     if peft.kind == "prefix" and train.activation_checkpointing is True:
-        yield _error(
+        yield error(
             "E-PREFIX-CKPT",
             "prefix tuning cannot run under activation checkpointing",
             "train.activation_checkpointing=false, or peft.kind=prompt",
         )
     if name == "ppo" and (peft.kind in {"prefix", "prompt"} or train.grad_accum > 1):
         what = f"peft.kind={peft.kind}" if train.grad_accum == 1 else "train.grad_accum above 1"
-        yield _error(
+        yield error(
             "E-PPO", f"ppo does not take {what}", "peft.kind=lora; method.minibatches divides a batch"
         )
     if Path(config.model.path).exists() and config.model.id is None:
@@ -182,10 +179,22 @@ def _launch(name: str, config: FitConfig) -> Iterator[Finding]:
         )
     if train.precision == "fp32":
         yield Finding("E-BF16-DEFAULT", "note", "precision is float32; TRL's own default would be bfloat16")
+    if peft.kind == "qlora":
+        yield Finding("E-QHEAD", "note", "the head is not quantised, so that it can be trained")
+    if peft.kind == "qlora" and train.precision != "bf16":
+        yield Finding("E-QCAST", "note", "trained values stay in float32 over the quantised base")
+    if peft.kind == "prefix" and train.activation_checkpointing == "auto":
+        yield Finding(
+            "E-PREFIX-CKPT", "note", "activation checkpointing is off: prefix tuning cannot run under it"
+        )
 
 
-def _look(name: str, config: FitConfig) -> tuple[Situation | None, Finding]:
-    """Load what the checks need."""
+def look(name: str, config: FitConfig) -> Situation:
+    """Load what the checks need.
+
+    Raises:
+        InputError: As of :func:`preflight`.
+    """
     import torch  # noqa: PLC0415 - slow to import
     import transformers  # noqa: PLC0415 - the same
 
@@ -193,55 +202,38 @@ def _look(name: str, config: FitConfig) -> tuple[Situation | None, Finding]:
     from hilm.training.rows import find_columns  # noqa: PLC0415 - the same
 
     known = modeling.read_config(config.model)
-    nothing = Finding("E-TASKTYPE", "note", "")
     try:
         method = find_method(name, known.to_dict())
-    except UsageError as error:
-        return None, _error("E-TASKTYPE", error.message, error.hint)
-    if config.peft.task_type not in {None, method.task}:
-        return None, _error(
-            "E-TASKTYPE",
-            f"task type {config.peft.task_type} is not that of {name} on {known.model_type}: {method.task}",
-            "leave peft.task_type out",
-        )
-    tokenizer = modeling.load_tokenizer(config.model)
-    rows = load_data(config.data)
-    find_columns(columns_of(rows), name, method)
-    held_out = load_eval(config.data)
-    try:
         with torch.device("meta"):
             model = getattr(transformers, method.head).from_config(known)
-    except ValueError as error:
-        return None, _error(
-            "E-TASKTYPE",
-            f"{known.model_type} has no {method.head[9:]}: {str(error).splitlines()[0][:80]}",
-            name,
+    except ValueError as problem:
+        reason = str(problem).splitlines()[0][:100]
+        raise InputError(
+            f"[E-TASKTYPE] {reason}", hint=getattr(problem, "hint", "choose a method that fits")
+        ) from problem
+    if config.peft.task_type not in {None, method.task}:
+        raise InputError(
+            f"[E-TASKTYPE] {config.peft.task_type} is not the task type of {name} here: that is {method.task}",
+            hint="leave peft.task_type out",
         )
+    rows, held_out = load_data(config.data), load_eval(config.data)
+    find_columns(columns_of(rows), name, method)
     return Situation(
         config,
         name,
         method,
         model,
-        known.model_type,
-        tokenizer,
-        tokenizer.pad_token != tokenizer.eos_token,
+        modeling.load_tokenizer(config.model),
         list(islice(iter(rows), LOOK if config.data.streaming else None)),
         [] if held_out is None else list(islice(iter(held_out), LOOK)),
-        modeling.device(config),
-    ), nothing
+    )
 
 
 def _precision(s: Situation) -> Iterator[Finding]:
-    if s.config.train.precision == "fp16" and s.device == "cpu":
-        yield _error("E-FP16-CPU", "fp16 changes nothing on a CPU", "train.precision=bf16, or fp32")
-    if s.config.peft.kind == "qlora":
-        yield Finding("E-QHEAD", "note", "the head is not quantised, so that it can be trained")
-        if s.config.train.precision != "bf16":
-            yield Finding("E-QCAST", "note", "trained values stay in float32 over the quantised base")
-    if s.config.peft.kind == "prefix" and s.method.is_trl:
-        yield Finding(
-            "E-PREFIX-CKPT", "note", "activation checkpointing is off: prefix tuning cannot run under it"
-        )
+    from hilm.training.modeling import device  # noqa: PLC0415 - torch
+
+    if s.config.train.precision == "fp16" and device(s.config) == "cpu":
+        yield error("E-FP16-CPU", "fp16 changes nothing on a CPU", "train.precision=bf16, or fp32")
 
 
 def _targets(s: Situation) -> Iterator[Finding]:
@@ -259,23 +251,21 @@ def _targets(s: Situation) -> Iterator[Finding]:
             {n.rpartition(".")[2] for n, m in s.model.named_modules() if not list(m.children()) and n}
         )
         near = get_close_matches(pattern, leaves, n=3, cutoff=0.3) or leaves[:6]
-        yield _error("E-TARGET", f"peft.targets: no module is called {pattern!r}", f"near: {', '.join(near)}")
+        yield error("E-TARGET", f"peft.targets: no module is called {pattern!r}", f"near: {', '.join(near)}")
 
 
 def _tokens(s: Situation) -> Iterator[Finding]:
     embedded = s.model.get_input_embeddings().weight.shape[0]
     if len(s.tokenizer) > embedded:
-        yield _error(
+        yield error(
             "E-VOCAB",
             f"the tokenizer has {len(s.tokenizer)} tokens, the model embeds {embedded}",
             "take the tokenizer of this model",
         )
-    if not s.own_pad:
-        yield Finding(
-            "E-PAD", "note", f"the tokenizer has no token to pad with: {s.tokenizer.pad_token} is used"
-        )
+    if s.tokenizer.pad_token == s.tokenizer.eos_token:
+        yield Finding("E-PAD", "note", f"texts are padded with {s.tokenizer.pad_token}, which also ends them")
     if s.rows and "messages" in s.rows[0] and not s.tokenizer.chat_template:
-        yield _error(
+        yield error(
             "E-CHAT",
             "the rows are messages and the tokenizer has no chat template",
             "tokenizer.chat_template = …",
@@ -284,14 +274,14 @@ def _tokens(s: Situation) -> Iterator[Finding]:
 
 def _rows(s: Situation) -> Iterator[Finding]:
     if not s.rows:
-        yield _error("E-EMPTY", "no row is left to train on", "look at data.filter: hilm data preview")
+        yield error("E-EMPTY", "no row is left to train on", "look at data.filter: hilm data preview")
         return
     both = {_key(row) for row in s.rows} & {_key(row) for row in s.held_out}
     if both:
         yield Finding(
             "E-OVERLAP", "warning", f"{len(both)} rows to evaluate on are also trained on", "data.filter"
         )
-    texts = [_text(row) for row in s.rows[:LOOK]]
+    texts = [text_of(row) for row in s.rows[:LOOK]]
     limit = s.config.train.max_length
     if (
         not s.method.rewarded
@@ -310,7 +300,7 @@ def _key(row: dict[str, Any]) -> str:
     return json.dumps(row, sort_keys=True, default=str)
 
 
-def _text(row: dict[str, Any]) -> str:
+def text_of(row: dict[str, Any]) -> str:
     """All that a row says, roughly as it is tokenised: the longer of two completions."""
     parts = {key: str(value) for key, value in row.items() if key != "label"}
     pair = [parts.pop(key) for key in ("chosen", "rejected") if key in parts]
@@ -329,18 +319,18 @@ def _labels(s: Situation) -> Iterator[Finding]:
     if s.name == "classify":
         wrong = [label for label in labels if not isinstance(label, int) or label < 0]
         if wrong:
-            yield _error(
+            yield error(
                 "E-LABELS", f"the label {wrong[0]!r} is no number from 0 on", "data.map renames columns"
             )
             return
         missing = sorted(set(range(max(labels) + 1)) - set(labels))  # type: ignore[type-var, operator]
         if missing and len(set(labels)) > 1:
-            yield _error("E-LABELS", f"no row has the label {missing[0]}", "number labels 0, 1, 2, …")
+            yield error("E-LABELS", f"no row has the label {missing[0]}", "number labels 0, 1, 2, …")
     if len(set(labels)) == 1:
-        yield _error("E-LABELS", f"every row has the label {labels[0]!r}", "there is nothing to learn")
+        yield error("E-LABELS", f"every row has the label {labels[0]!r}", "there is nothing to learn")
     told = defaultdict(set)
     for row in s.rows:
-        told[_text(row)].add(row.get("label"))
+        told[text_of(row)].add(row.get("label"))
     torn = sum(len(values) > 1 for values in told.values()) / max(1, len(told))
     if torn > 0.01:
         yield Finding(
@@ -356,7 +346,7 @@ def _groups(s: Situation) -> Iterator[Finding]:
     if batch * accumulated % group:
         valid = [b for b in range(1, 2 * (batch + group)) if b * accumulated % group == 0 and b % world == 0]
         near = sorted(sorted(valid, key=lambda b: abs(b - batch))[:2])
-        yield _error(
+        yield error(
             "E-GEN",
             f"a batch of {batch * accumulated} cannot be cut into groups of {group} generations",
             f"train.batch_size={' or '.join(map(str, near))}",
@@ -364,123 +354,3 @@ def _groups(s: Situation) -> Iterator[Finding]:
 
 
 _CHECKS = (_precision, _targets, _tokens, _rows, _labels, _groups)
-
-
-def _memory(s: Situation) -> tuple[FitConfig, dict[str, Any], list[Finding]]:
-    """Plan the memory; decide whether activations are computed again."""
-    available = _available(s.device)
-    train = s.config.train
-    asked = train.activation_checkpointing
-    barred = s.config.peft.kind == "prefix" or s.name == "ppo"
-    choices = [False] if barred else [False, True] if asked == "auto" else [bool(asked)]
-    for choice in choices:
-        config = replace(s.config, train=replace(train, activation_checkpointing=choice))
-        memory = plan_memory(s, config) | {"available": available}
-        if memory["total"] is None or memory["total"] <= available:
-            break
-    found = []
-    if asked == "auto" and choice:
-        found.append(Finding("E-MEM", "note", "activations are computed again: they do not fit otherwise"))
-    if memory["total"] is not None and memory["total"] > available:
-        found.append(
-            _error(
-                "E-MEM",
-                f"this takes about {memory['total'] / 2**30:.1f} GiB, {available / 2**30:.1f} are free",
-                _cheaper(s, available),
-                forcible=True,
-            )
-        )
-    return config, memory, found
-
-
-def _available(device: str) -> int:
-    if device == "cuda":
-        import torch  # noqa: PLC0415 - slow to import
-
-        return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
-
-
-def _cheaper(s: Situation, available: int) -> str:
-    """The mildest change that fits, as overrides."""
-    changes: list[dict[str, Any]] = [{"batch_size": s.config.launch.nproc}]
-    changes += [change | {"kind": kind} for kind in ("lora", "qlora") for change in ({}, changes[0])]
-    for change in changes:
-        kind, size = (
-            change.get("kind", s.config.peft.kind),
-            change.get("batch_size", s.config.train.batch_size),
-        )
-        config = replace(
-            s.config,
-            peft=replace(s.config.peft, kind=kind),
-            train=replace(s.config.train, batch_size=size, activation_checkpointing=True),
-        )
-        if (plan_memory(s, config)["total"] or 0) <= available:
-            return f"peft.kind={kind} train.batch_size={size} train.activation_checkpointing=true fits"
-    return "a smaller model, or a machine with more memory"
-
-
-def plan_memory(s: Situation, config: FitConfig) -> dict[str, Any]:
-    """The plan's row for a run, and its ``total`` with what this method keeps beside the model, in bytes."""
-    peft, train = config.peft, config.train
-    planned = plan(
-        config.model.path,
-        batch=max(1, train.batch_size // config.launch.nproc),
-        sequence=min(train.max_length, _longest(s)),
-        rank=peft.r,
-        checkpointing=train.activation_checkpointing is True,
-        adapter=None if peft.kind == "full" else count_adapter(s, config),
-    )
-    mixed = "full bf16 mixed" if train.precision == "bf16" else "full fp32"
-    name = {"full": mixed, "qlora": "qlora nf4" if peft.bits == 4 else "qlora int8"}.get(peft.kind, "lora")
-    row = next(row for row in planned["training"] if row["method"] == name)
-    beside = 4 * planned["parameters"] if s.method.reference and peft.kind == "full" else 0
-    if s.name == "grpo" and peft.kind == "full" and config.method.get("beta"):
-        beside = 4 * planned["parameters"]
-    if train.grad_accum > 1 and row["total"] is not None:
-        beside += min(row["gradients"], row["activations"])
-    total = None if row["total"] is None else row["total"] + beside
-    return {"row": row, "beside": beside, "total": total, "parameters": planned["parameters"]}
-
-
-def _longest(s: Situation) -> int:
-    """Tokens of the longest row that is looked at."""
-    if s.method.rewarded:
-        return int(s.config.method.get("max_completion_length", 256)) + 64
-    if s.name == "pretrain" or not s.rows:
-        return s.config.train.max_length
-    texts = sorted((_text(row) for row in s.rows), key=len)[-8:]
-    return max(8, *(len(ids) for ids in s.tokenizer(texts, verbose=False)["input_ids"]))
-
-
-def count_adapter(s: Situation, config: FitConfig) -> tuple[int, int]:
-    """Values and tensors that PEFT adds and trains, counted on the empty model."""
-    import copy  # noqa: PLC0415 - with torch only
-
-    import peft  # noqa: PLC0415 - slow to import
-
-    from hilm.training.modeling import adapter_config  # noqa: PLC0415 - the same
-
-    settings = adapter_config(
-        replace(config, peft=replace(config.peft, init_text=None)), s.method, s.model_type
-    )
-    if settings is None:
-        return 0, 0
-    adapted = peft.get_peft_model(copy.deepcopy(s.model), settings)
-    counts = [p.numel() for p in adapted.parameters() if p.requires_grad]
-    return sum(counts), len(counts)
-
-
-def _disk(s: Situation, memory: dict[str, Any]) -> Iterator[Finding]:
-    folder = Path(s.config.out).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    trained, whole = memory["row"]["trainable"], memory["parameters"]
-    needed = (KEPT + 1) * 12 * trained + 4 * (trained if s.config.peft.kind == "full" else trained + whole)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        yield _error(
-            "E-DISK",
-            f"checkpoints and model take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free at {folder}",
-            "free some space, or out=… elsewhere",
-        )

@@ -49,7 +49,7 @@ def find_columns(columns: Collection[str], name: str, method: Method) -> list[st
     wanted = ["source", "target"] if pairs else list(check_columns(name, columns))
     if not set(wanted) <= set(columns) or (wanted == ["source", "target"] and not pairs):
         names = ("source, target", "text") if pairs else ("text, or prompt, completion", "source")
-        raise InputError(f"this model is trained on {names[0]}", hint=f"data.columns={{{names[1]}: my_column}}")
+        raise InputError(f"this model is trained on {names[0]}", hint=f"data.columns={{{names[1]}: …}}")
     return [*wanted, *(["prompt"] if name in {"dpo", "reward"} and "prompt" in columns else [])]
 
 

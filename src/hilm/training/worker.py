@@ -24,8 +24,8 @@ from hilm.extras import require
 from hilm.files import write_file
 from hilm.store.reading import no_progress
 from hilm.training import modeling
+from hilm.training.budget import KEPT
 from hilm.training.methods import Method, find_method, load_class
-from hilm.training.preflight import KEPT
 from hilm.training.record import Journal, Run, seal
 from hilm.training.rewards import load_reward
 from hilm.training.rows import collator, prepare_rows
