@@ -89,12 +89,12 @@ def test_group_methods_do_not_lose_reward(work, name):
 
 
 def test_accumulated_batches_are_one(work):
-    _, whole = work("pretrain", train={"batch_size": 8, "steps": 3})
-    one = load_file(whole["config"]["out"] + "/model/model.safetensors")
-    _, parts = work(
-        "pretrain", train={"batch_size": 4, "grad_accum": 2, "steps": 3}, out=whole["config"]["out"] + "2"
+    whole, _ = work("pretrain", train={"batch_size": 8, "steps": 3})
+    one = load_file(whole.result / "model.safetensors")
+    parts, _ = work(
+        "pretrain", train={"batch_size": 4, "grad_accum": 2, "steps": 3}, out=str(whole.folder) + "2"
     )
-    two = load_file(parts["config"]["out"] + "/model/model.safetensors")
+    two = load_file(parts.result / "model.safetensors")
     assert max(float((one[n] - two[n]).abs().max()) for n in one) <= 1e-6
 
 

@@ -97,7 +97,7 @@ def preflight(name: str, config: FitConfig) -> Checked:
             architecture (E-TASKTYPE).
     """
     find_method(name)
-    found = [*_packages(config), *_launch(name, config)]
+    found = [*_packages(config), *_launch(name, config), *_settled(config)]
     if any(finding.severity == "error" for finding in found):
         return Checked(config, found)
     situation = look(name, config)
@@ -177,6 +177,11 @@ def _launch(name: str, config: FitConfig) -> Iterator[Finding]:
             f"the base is the local folder {config.model.path}: the result cannot name it in public",
             "model.id=organisation/name",
         )
+
+
+def _settled(config: FitConfig) -> Iterator[Finding]:
+    """What is put right by itself."""
+    train, peft = config.train, config.peft
     if train.precision == "fp32":
         yield Finding("E-BF16-DEFAULT", "note", "precision is float32; TRL's own default would be bfloat16")
     if peft.kind == "qlora":
@@ -185,7 +190,7 @@ def _launch(name: str, config: FitConfig) -> Iterator[Finding]:
         yield Finding("E-QCAST", "note", "trained values stay in float32 over the quantised base")
     if peft.kind == "prefix" and train.activation_checkpointing == "auto":
         yield Finding(
-            "E-PREFIX-CKPT", "note", "activation checkpointing is off: prefix tuning cannot run under it"
+            "E-PREFIX-CKPT", "note", "no activation checkpointing: prefix tuning cannot run under it"
         )
 
 
@@ -213,7 +218,7 @@ def look(name: str, config: FitConfig) -> Situation:
         ) from problem
     if config.peft.task_type not in {None, method.task}:
         raise InputError(
-            f"[E-TASKTYPE] {config.peft.task_type} is not the task type of {name} here: that is {method.task}",
+            f"[E-TASKTYPE] {config.peft.task_type} is not the task type of {name}: {method.task}",
             hint="leave peft.task_type out",
         )
     rows, held_out = load_data(config.data), load_eval(config.data)

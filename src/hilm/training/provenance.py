@@ -77,7 +77,7 @@ def finish(folder: str | PathLike[str], *, store: Store | None = None) -> dict[s
         )
     catalogue(run, store or Store())
     if run.config.publish.enabled:
-        from hilm.ship.push import push  # noqa: PLC0415 - only publishing needs the Hub
+        from hilm.ship.upload import push  # noqa: PLC0415 - only publishing needs the Hub
 
         push(run.result, str(run.config.publish.repo), private=run.config.publish.private)
     return {
