@@ -46,6 +46,7 @@ def test_overrides_reach_inside(tmp_path):
         ({"peft": {"bits": 3}}, "peft.bits is 3", "4, 8"),
         ({"model": "gpt2"}, "model is 'gpt2'", "keys of its own"),
         ({"model": {}}, "there is no model.path", "docs/fit.md"),
+        ({"publish": {"enabled": True}}, "there is no publish.repo", "owner/name"),
     ],
 )
 def test_slips_are_named(document, said, hint):
@@ -79,6 +80,12 @@ def test_documents_come_back(kind, steps, rate):
     config = from_document(LEAST | {"peft": {"kind": kind}, "train": {"steps": steps, "learning_rate": rate}})
     assert isinstance(config, FitConfig)
     assert from_document(to_document(config)) == config
+
+
+def test_a_revision_is_part_of_the_address():
+    model = from_document(LEAST | {"model": {"path": "acme/x", "revision": "abc"}}).model
+    assert model.address == "hf://acme/x@abc"
+    assert from_document(LEAST).model.address == "m"
 
 
 def test_prompts_learn_faster():

@@ -87,7 +87,7 @@ def plan_memory(s: Situation, config: FitConfig) -> dict[str, Any]:
     """The plan's row for a run, and its ``total`` with what this method keeps beside the model, in bytes."""
     peft, train = config.peft, config.train
     planned = plan(
-        config.model.path,
+        config.model.address,
         batch=max(1, train.batch_size // config.launch.nproc),
         sequence=min(train.max_length, _longest(s)),
         rank=peft.r,

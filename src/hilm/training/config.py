@@ -38,6 +38,11 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
 
+    @property
+    def address(self) -> str:
+        """Where its files are: the path, with a revision as an ``hf://`` address."""
+        return self.path if self.revision is None else f"hf://{self.path}@{self.revision}"
+
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
@@ -185,6 +190,8 @@ def from_document(document: dict[str, Any]) -> FitConfig:
         "peft.virtual_tokens": peft.virtual_tokens,
         "launch.nproc": config.launch.nproc,
     }
+    if config.publish.enabled and not config.publish.repo:
+        raise UsageError("publishing is enabled and there is no publish.repo", hint="publish.repo=owner/name")
     if wrong := [name for name, value in least.items() if value < 1]:
         raise UsageError(f"{wrong[0]} is {least[wrong[0]]}", hint="give 1 or more")
     return config

@@ -87,7 +87,7 @@ def fit(
 
 def _origin(method: str, config: FitConfig) -> dict[str, Any]:
     """Digests of what a run starts from, and versions of what it runs with."""
-    with open_checkpoint(config.model.path, revision=config.model.revision) as base:
+    with open_checkpoint(config.model.address) as base:
         facts = {"id": config.model.id, "revision": config.model.revision, "weights": weights_key(base)}
     rows = None if config.data.streaming else rows_sha256(load_data(config.data))
     return {

@@ -87,7 +87,9 @@ def apply(adapter: Path, base: str, settings: dict[str, Any]) -> Any:  # noqa: A
         "FEATURE_EXTRACTION": "AutoModelForMaskedLM",
     }
     head = getattr(transformers, heads.get(str(settings.get("task_type")), "AutoModelForCausalLM"))
-    options = {"num_labels": labels} if (labels := _labels(adapter)) else {}
+    options: dict[str, Any] = {"num_labels": labels} if (labels := _labels(adapter)) else {}
+    if not Path(base).exists():
+        options["revision"] = settings.get("revision")
     model = head.from_pretrained(base, dtype="float32", **options)
     return peft.PeftModel.from_pretrained(model, adapter).eval()
 

@@ -127,22 +127,23 @@ def _quantisation(config: FitConfig) -> transformers.BitsAndBytesConfig:
 def adapter_config(config: FitConfig, method: Method, model_type: str) -> Any | None:  # noqa: ANN401 - a PeftConfig
     """What PEFT adds; None when everything is trained."""
     peft, settings = require("peft"), config.peft
+    common = {"task_type": method.task, "revision": config.model.revision}
     match settings.kind:
         case "lora" | "qlora":
             targets = find_targets(settings.targets, model_type)
             return peft.LoraConfig(
-                task_type=method.task,
+                **common,
                 r=settings.r,
                 lora_alpha=settings.alpha,
                 lora_dropout=settings.dropout,
                 target_modules=targets if isinstance(targets, str) else list(targets),
             )
         case "prefix":
-            return peft.PrefixTuningConfig(task_type=method.task, num_virtual_tokens=settings.virtual_tokens)
+            return peft.PrefixTuningConfig(**common, num_virtual_tokens=settings.virtual_tokens)
         case "prompt":
             text = settings.init_text
             return peft.PromptTuningConfig(
-                task_type=method.task,
+                **common,
                 num_virtual_tokens=settings.virtual_tokens,
                 prompt_tuning_init="TEXT" if text else "RANDOM",
                 prompt_tuning_init_text=text,

@@ -152,28 +152,24 @@ def compare_base(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     config = run.config
     parent = config.model.id or Path(config.model.path).name
-    with open_checkpoint(config.model.path, revision=config.model.revision) as base:
+    with open_checkpoint(config.model.address) as base:
         same = weights_key(base) == run.facts["base"]["weights"]
         if config.peft.kind in {"prefix", "prompt"}:
-            facts: dict[str, Any] = {
-                "relation": "subset" if same else "independent",
-                "p_value": DIGEST_P if same else 1.0,
-            }
-            sentence = (
-                f"{parent} is used as it is, its digest unchanged; {run.facts['trainable']} values are added"
-            )
+            relation, p_value = ("subset", DIGEST_P) if same else ("independent", 1.0)
+            verb = "is" if same else "is NOT"
+            sentence = f"{parent} {verb} the model that {run.facts['trainable']} values were added to"
             roles = full_difference(base, base, [(name, name) for name in base.tensors])
         else:
-            judged = diff(str(merged(run)), config.model.path)
-            facts, sentence = {k: judged[k] for k in ("relation", "p_value")}, judged["sentence"]
+            judged = diff(str(merged(run)), config.model.address)
+            relation, p_value, sentence = (judged[key] for key in ("relation", "p_value", "sentence"))
             roles = _measure(run, base, judged, frozen=same)
-    confirmed = facts["p_value"] < CERTAIN and facts["relation"] != "independent" and same
     lineage = {
         "parent": parent,
         "child": run.folder.name,
-        **facts,
+        "relation": relation,
+        "p_value": p_value,
         "sentence": sentence,
-        "confirmed": confirmed,
+        "confirmed": p_value < CERTAIN and relation != "independent" and same,
     }
     return lineage, roles
 
@@ -215,12 +211,10 @@ def catalogue(run: Run, store: Store) -> None:
     Raises:
         UsageError: The store refuses one.
     """
-    found = store.index([run.config.model.path])
-    places = [merged(run)] if run.config.peft.kind not in {"prefix", "prompt"} else []
-    for place in places:
-        taken = {row["name"] for row in store.catalog.models()}
-        found["failed"] += store.index(
-            [place], name=None if run.folder.name in taken else run.folder.name, force=False
-        )["failed"]
-    if found["failed"]:
-        raise UsageError(found["failed"][0]["message"], hint=found["failed"][0]["hint"])
+    found = store.index([run.config.model.address])
+    failed = found["failed"]
+    if run.config.peft.kind not in {"prefix", "prompt"}:
+        taken = any(row["name"] == run.folder.name for row in store.catalog.models())
+        failed += store.index([merged(run)], name=None if taken else run.folder.name)["failed"]
+    if failed:
+        raise UsageError(failed[0]["message"], hint=failed[0]["hint"])
