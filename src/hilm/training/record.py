@@ -169,13 +169,14 @@ class Journal:
         ]
         write_file(self.run.folder / "events.jsonl", "".join(json.dumps(e) + "\n" for e in kept).encode())
 
-    def add(self, step: int, logs: dict[str, Any]) -> bool:
+    def add(self, step: int, logs: dict[str, Any], *, write: bool = True) -> bool:
         """Write one event; whether the run may go on: not behind three losses that are no numbers."""
         figures = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         broken = [name for name, value in figures.items() if not math.isfinite(value)]
         event = {"step": step} | {n: None if n in broken else v for n, v in figures.items()}
-        with (self.run.folder / "events.jsonl").open("a") as file:
-            file.write(json.dumps(event) + "\n")
+        if write:
+            with (self.run.folder / "events.jsonl").open("a") as file:
+                file.write(json.dumps(event) + "\n")
         if "loss" in figures:
             self.wrong = self.wrong + 1 if "loss" in broken else 0
             self.first_wrong = self.first_wrong or step if self.wrong else 0

@@ -26,7 +26,7 @@ from hilm.store.reading import no_progress
 from hilm.training import modeling
 from hilm.training.budget import KEPT
 from hilm.training.methods import Method, find_method, load_class
-from hilm.training.record import Journal, Run, seal
+from hilm.training.record import WHOLE, Journal, Run, seal
 from hilm.training.rewards import load_reward
 from hilm.training.rows import collator, prepare_rows
 
@@ -68,7 +68,7 @@ class Watch(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ANN401, ARG002
         """Write an event."""
-        if state.is_world_process_zero and not self.journal.add(state.global_step, logs):
+        if not self.journal.add(state.global_step, logs, write=state.is_world_process_zero):
             control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401, ARG002 - theirs
@@ -104,31 +104,15 @@ def train(run: Run, *, resume: bool, progress: Progress) -> dict[str, Any]:
     finally:
         signal.signal(signal.SIGINT, before)
     _check_end(run, trainer, watch)
-    model = _model(trainer)
-    digest = _compare_ranks(trainer, _digest(model))
+    digest = _compare_ranks(trainer, _digest(_model(trainer)))
     if digest == fresh:
         raise TrainingError(
             "no trained value has changed", hint="is the reward always the same, or the learning rate 0?"
         )
     if trainer.is_world_process_zero():
-        _leave(run, model, trainer.processing_class)
-        trained = [p.numel() for p in model.parameters() if p.requires_grad]
-        run.note(
-            outcome="trained",
-            steps=trainer.state.global_step,
-            trainable=sum(trained),
-            trained_sha256=digest,
-            device=str(trainer.args.device),
-            world_size=trainer.args.world_size,
-            tokens=trainer.state.num_input_tokens_seen,
-            seconds=time.perf_counter() - begin,
-            cpu_seconds=time.process_time() - cpu,
-            peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            checkpoints={
-                path.name: json.loads((path / "complete.json").read_text()) for _, path in run.checkpoints()
-            },
-            metrics=watch.journal.summarise(),
-        )
+        _leave(run, trainer, digest)
+        spent = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - cpu}
+        run.note(outcome="trained", metrics=watch.journal.summarise(), **spent)
     return run.facts
 
 
@@ -290,14 +274,25 @@ def _compare_ranks(trainer: Any, digest: str) -> str:  # noqa: ANN401 - a Traine
     return digest
 
 
-def _leave(run: Run, model: Any, tokenizer: Any) -> None:  # noqa: ANN401 - of transformers
-    """Save the result, and its outputs on the fixed input as it is in memory."""
-    write = run.folder / "report" / "probe.npy"
-    write.parent.mkdir(exist_ok=True)
-    np.save(write, probe(model))
+def _leave(run: Run, trainer: Any, digest: str) -> None:  # noqa: ANN401 - a Trainer
+    """Save the result, its outputs on the fixed input as it is in memory, and what the trainer knows."""
+    model = _model(trainer)
+    place = run.folder / "report" / "probe.npy"
+    place.parent.mkdir(exist_ok=True)
+    np.save(place, probe(model))
     model.save_pretrained(run.result)
-    tokenizer.save_pretrained(run.result)
+    trainer.processing_class.save_pretrained(run.result)
     (run.result / "README.md").unlink(missing_ok=True)  # PEFT's names local folders
+    run.facts |= {
+        "steps": trainer.state.global_step,
+        "tokens": trainer.state.num_input_tokens_seen,
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trained_sha256": digest,
+        "device": str(trainer.args.device),
+        "world_size": trainer.args.world_size,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "checkpoints": {path.name: json.loads((path / WHOLE).read_text()) for _, path in run.checkpoints()},
+    }
 
 
 @torch.no_grad()
