@@ -68,7 +68,8 @@ def trainer(tmp_path, *, adapter=False, **settings):
         )
     args = PPOConfig(
         output_dir=str(tmp_path / "ppo"), use_cpu=True, report_to="none", disable_tqdm=True, logging_steps=1,
-        save_strategy="no", per_device_train_batch_size=32, max_completion_length=8,
+        save_strategy=settings.pop("save_strategy", "no"), per_device_train_batch_size=32,
+        max_completion_length=8,
         dataloader_pin_memory=False, data_seed=0, lr_scheduler_type="constant", **settings,
     )  # fmt: skip
     rows = datasets.Dataset.from_list(rows_for("ppo", 64))
@@ -108,6 +109,17 @@ def test_the_reward_rises(tmp_path):
     rise = last.mean() - first.mean()
     error = 0.18 / np.sqrt(3 * 32) * np.sqrt(2)  # 8 bytes, each ASCII or not: sqrt(0.25 / 8)
     assert rise >= max(0.15, 3 * error), rewards
+
+
+def test_resumed_it_is_the_same(tmp_path):
+    whole = trainer(tmp_path, max_steps=8, learning_rate=3e-3, save_steps=3, save_strategy="steps")
+    whole.train()
+    assert (tmp_path / "ppo" / "checkpoint-4").is_dir(), "a rollout is not saved"
+    again = trainer(tmp_path, max_steps=8, learning_rate=3e-3, seed=5)
+    again.reference.load_state_dict(whole.reference.state_dict())
+    again.train(resume_from_checkpoint=str(tmp_path / "ppo" / "checkpoint-4"))
+    pairs = zip(whole.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_policy_that_moved_too_far_waits(tmp_path):

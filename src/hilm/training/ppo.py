@@ -280,13 +280,11 @@ class PPOTrainer(Trainer):
         del num_items_in_batch
         model.train()
         turn = self.state.global_step % self.args.reuse
-        if turn == 0:
+        if turn == 0 or not self.rollout:
             self.rollout = self.roll_out(inputs)
         rollout, count = self.rollout, len(self.rollout["ids"])
         if rollout["stopped"]:
-            return torch.zeros(
-                (), device=self.args.device
-            )  # no gradients: the optimizer leaves weights alone
+            return torch.zeros((), device=self.args.device)  # without gradients weights stay as they are
         generator = torch.Generator().manual_seed(
             self.args.seed + self.state.global_step - turn % self.args.minibatches
         )
