@@ -101,10 +101,12 @@ def loss(model: PreTrainedModel, rows: torch.Tensor, start: int = 1) -> float:
     return float(cross_entropy(logits.flatten(0, 1), rows[:, start:].flatten()))
 
 
-def train(name: str, rate: float, steps: int, seed: int, text: Text, points: int = 1) -> Run:
+def train(
+    make: Callable[[], PreTrainedModel], rate: float, steps: int, seed: int, text: Text, points: int = 1
+) -> Run:
     """Train with AdamW: warm-up over a twentieth of the steps, then a cosine down to 0."""
     torch.manual_seed(seed)
-    model, curve = MODELS[name](), []
+    model, curve = make(), []
     optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.95))
     draw = torch.Generator().manual_seed(seed)  # the same windows for both models
     for step in range(1, steps + 1):
@@ -119,14 +121,15 @@ def train(name: str, rate: float, steps: int, seed: int, text: Text, points: int
         optimizer.zero_grad()
         if step % (steps // points) == 0:
             curve.append((step, loss(model, text.held_out.view(-1, WINDOW))))
-    print(f"{name} {steps} steps, seed {seed}, rate {rate}: {curve[-1][1]:.4f}", file=sys.stderr, flush=True)
+    shown = f"{make.__name__} {steps} steps, seed {seed}, rate {rate}: {curve[-1][1]:.4f}"
+    print(shown, file=sys.stderr, flush=True)
     return Run(model, curve)
 
 
 def trained(name: str, steps: int, text: Text) -> tuple[float, list[Run]]:
     """Return the best rate on seed 0, and one run per other seed with it."""
-    rate = min(RATES, key=lambda rate: train(name, rate, steps, 0, text).curve[-1][1])
-    return rate, [train(name, rate, steps, seed, text, POINTS) for seed in SEEDS]
+    rate = min(RATES, key=lambda rate: train(MODELS[name], rate, steps, 0, text).curve[-1][1])
+    return rate, [train(MODELS[name], rate, steps, seed, text, POINTS) for seed in SEEDS]
 
 
 def further(runs: list[Run], text: Text) -> float:

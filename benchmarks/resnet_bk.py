@@ -114,21 +114,24 @@ def future_influence() -> float:
 def core_error(dtype: torch.dtype, length: int = 128) -> tuple[float, float]:
     """Largest error of a fresh model's Green's functions against dense inverses, and the largest of these.
 
-    The smallest width is 0.02: the problem itself enlarges the rounding of the potential by up to 1 / width².
+    Potential and answer have the dtype; what is between is computed as the model does, in float64.
     """
     worst = largest = 0.0
-    coefficients = resnet_bk().requires_grad_(requires_grad=False).model.layers[0].mixer.operator(dtype)
+    coefficients = (
+        resnet_bk().requires_grad_(requires_grad=False).model.layers[0].mixer.operator(torch.float64)
+    )
     width, b, energy = coefficients
-    v = 1.5 * torch.randn(length, len(b), dtype=dtype)
+    v = 1.5 * torch.randn(length, len(b), dtype=dtype).double()
     a = torch.stack([(width / b).expand_as(v), (v - energy) / b], -1)
     n = torch.view_as_complex(fraction_scan(a[None], torch.zeros_like(a[:1]), None))[0]
     neighbours = (
         torch.eye(length, dtype=torch.float64).roll(1, 0).tril() + torch.eye(length).roll(-1, 0).triu()
     )
-    for h, (eta, coupling, place) in enumerate(zip(*(part.double() for part in coefficients), strict=True)):
-        matrix = torch.diag(v[:, h].double() - torch.complex(place, eta)) + coupling * neighbours
+    for h, (eta, coupling, place) in enumerate(zip(*coefficients, strict=True)):
+        matrix = torch.diag(v[:, h] - torch.complex(place, eta)) + coupling * neighbours
         dense = torch.stack([torch.linalg.inv(matrix[:i, :i])[-1, -1] for i in range(1, length + 1)])
-        worst = max(worst, float((1j * n[:, h] / b[h] - dense).abs().max()))
+        green = (1j * n[:, h] / b[h]).to(torch.complex64 if dtype == torch.float32 else torch.complex128)
+        worst = max(worst, float((green - dense).abs().max()))
         largest = max(largest, float(dense.abs().max()))
     return worst, largest
 

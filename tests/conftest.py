@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HILM_POISON"] = "1"  # buffers are overwritten before they are reused, in child processes too
@@ -29,7 +31,7 @@ def _own_home(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def local_hub(tmp_path, monkeypatch):
     """An empty Hub on this machine, the only one that this process can reach."""
-    from huggingface_hub import close_session
+    from huggingface_hub import close_session  # noqa: PLC0415 - few tests need it
 
     with HubServer() as hub:
         hub.reach(monkeypatch, tmp_path / "hub_home")
@@ -42,13 +44,15 @@ def local_hub(tmp_path, monkeypatch):
 @pytest.fixture
 def brisk(monkeypatch):
     """Failures are waited for by milliseconds."""
-    import huggingface_hub.utils._http as client
+    import huggingface_hub.utils._http as client  # noqa: PLC0415 - the same
 
-    from hilm.ship import hub
-    from hilm.weights.retry import PAUSES
+    from hilm.ship import hub  # noqa: PLC0415 - the same
+    from hilm.weights.retry import PAUSES  # noqa: PLC0415 - the same
 
     patience = hub.Patience(tries=4, first=0.001, longest=0.002, obey=1)
     monkeypatch.setattr(hub, "PATIENCE", patience)
+    asleep = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})
+    monkeypatch.setattr("huggingface_hub.file_download.time", asleep)
     for module in ("hub_files.PATIENCE", "http_source.PATIENCE"):
         monkeypatch.setattr(f"hilm.weights.{module}", patience)
     for function in (client.http_backoff, client.http_stream_backoff.__wrapped__):

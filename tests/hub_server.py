@@ -1,7 +1,7 @@
-"""A small Hub over HTTP, for the unmodified huggingface_hub client: commits, large files, faults, a request log.
+"""A small Hub over HTTP for the unmodified huggingface_hub client: commits, large files, faults, a log.
 
-Repositories live in memory, each a chain of commits. Weight files are large (LFS): they are uploaded to and served
-from another host name, with signed URLs, as the real Hub does. Of Xet only this is here: the client is told not to.
+Repositories live in memory, each a chain of commits. Weight files are large (LFS): they are sent to and from
+another host name, with signed URLs, as on the real Hub. Xet is not here: the client is told not to use it.
 
     with HubServer() as hub:
         hub.add("org/model", {"config.json": b"{}"})
@@ -48,16 +48,15 @@ def is_large(path: str, body: bytes) -> bool:
 
 
 def pointer(body: bytes) -> bytes:
-    return (
-        f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256(body)}\nsize {len(body)}\n".encode()
-    )
+    head = "version https://git-lfs.github.com/spec/v1"
+    return f"{head}\noid sha256:{sha256(body)}\nsize {len(body)}\n".encode()
 
 
 @dataclass
 class Fault:
     """What requests meet: a status, or an answer spoilt in a certain way.
 
-    ``kind``: status | cut (half the body, then the end) | flip (one bit) | reset | delay | length (too long) |
+    ``kind``: status | cut (half the body) | flip (one bit) | reset | delay | length (too long) |
     whole (200 to a range) | spoil (one bit of what is sent) | applied (done, but answered with ``status``).
     """
 
@@ -180,7 +179,7 @@ class HubServer:
         for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH"):
             monkeypatch.delenv(name, raising=False)
         known = {"ENDPOINT": self.endpoint,
-                 "HUGGINGFACE_CO_URL_TEMPLATE": f"{self.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+                 "HUGGINGFACE_CO_URL_TEMPLATE": self.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
                  "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HOME": str(home),
                  "HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token"),
                  "HF_STORED_TOKENS_PATH": str(home / "stored_tokens")}  # fmt: skip
@@ -473,7 +472,7 @@ class _Handler(BaseHTTPRequestHandler):
         if answer.status:
             self.send(answer, fault.kind, span)
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - as http.server calls them
 
     def received(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":

@@ -27,8 +27,11 @@ SAYS = {
     "04_encode_while_streaming.py": [r"^100,000 values in 72 frames: True$"],
     "hf_integration_demo.py": [
         r"^1M: 716,812 parameters with a vocabulary of bytes$",
-        r"^\d\d tokens, 4,608 bytes of state$",
+        r"^\d\d tokens, 5,120 bytes of state$",
         r"^logits \(1, 128, 30000\)$",
+        r"^graph: at most \de-\d\d from PyTorch$",
+        r"^(no engine: .*pip install tensorrt|engine agrees: True)",
+        r"^deployment: model\.onnx step\.onnx$",
     ],
 }
 
@@ -36,7 +39,7 @@ SAYS = {
 def test_every_example_is_listed_and_short():
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(SAYS)
     for name in SAYS:
-        assert len((EXAMPLES / name).read_text("utf-8").splitlines()) <= 40, name
+        assert len((EXAMPLES / name).read_text("utf-8").splitlines()) <= 44, name
 
 
 @pytest.mark.parametrize("name", SAYS)

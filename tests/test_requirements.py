@@ -8,8 +8,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from hilm.cli.main import main
+from hilm.models.resnet_bk import PRESETS, create_resnet_bk_for_hf
+from tests.hub_server import ROLES
 from tests.tiny import bert_like, write_model
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "requirements.md"
@@ -26,7 +29,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_table_holds_the_documented_lines():
-    assert len(ROWS) == 19
+    assert len(ROWS) == 21
     flags = set(re.findall(r"--[\w-]+", " ".join(documented for documented, _ in ROWS)))
     promised = (
         "--models --max-params --search-similar --search-method --list-models --statistics --storage-dir "
@@ -35,7 +38,31 @@ def test_the_table_holds_the_documented_lines():
     assert flags.issuperset(promised.split())
 
 
-@pytest.mark.parametrize(("documented", "line"), ROWS, ids=[line for _, line in ROWS])
+@pytest.fixture
+def username(local_hub, monkeypatch, tmp_path):
+    """A folder of checkpoints, and a Hub that knows the guide's user and token; 1B is a 1M in disguise."""
+    local_hub.owner = "username"
+    monkeypatch.setitem(ROLES, "YOUR_HF_TOKEN", "write")
+    monkeypatch.setitem(PRESETS, "1B", PRESETS["1M"])
+    (tmp_path / "checkpoints").mkdir()
+    weights = create_resnet_bk_for_hf("1M", vocab_size=60).state_dict()
+    torch.save(weights, tmp_path / "checkpoints" / "resnet_bk_1b.pt")
+    monkeypatch.chdir(tmp_path)
+    return local_hub
+
+
+@pytest.mark.parametrize("line", [line for _, line in ROWS if line.startswith("push")])
+def test_documented_uploads_work(line, username, capsys):
+    assert main([*shlex.split(line), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    files = username.repositories["models", "username/resnet-bk-1b"].files
+    assert {"model.safetensors", "config.json", "modeling_resnet_bk.py", "README.md"} <= files.keys()
+
+
+LOCAL = [row for row in ROWS if not row[1].startswith("push")]
+
+
+@pytest.mark.parametrize(("documented", "line"), LOCAL, ids=[line for _, line in LOCAL])
 def test_documented_lines_work(documented, line, folder, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HILM_HOME", str(tmp_path / "home"))

@@ -81,3 +81,4 @@ def test_bench_prints_what_it_measured(hilm, bert):
     for row in run.document["forward"]:
         assert row["speedup"] == pytest.approx(row["torch_ms"] / row["onnxruntime_ms"])
     assert run.document["step_tokens_per_second"] is None
+    assert hilm("bench", bert, "--lengths", "5000").code == 2

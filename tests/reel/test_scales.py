@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilm.errors import ChecksumMismatch
-from hilm.reel.scales import Scales, measure_scales, one_class, pack_vector, parse_vector, sent_scales
+from hilm.reel.scales import (
+    Scales,
+    measure_scales,
+    one_class,
+    pack_vector,
+    parse_vector,
+    sent_scales,
+    worth_sending,
+)
 from tests.reel import reference_decoder as reference
 
 MANTISSA = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
@@ -162,3 +170,18 @@ GOLDEN = (
     "31002c0026000000839164002e400e00172003dc104208218410420821841042082104800c7043082184104208012003dc009001"
     "c3021900caa61800fc090a002e0d0a00c70e0a00da750200da750200950b0a00000000008700"
 )
+
+
+@pytest.mark.parametrize(("spread", "classes"), [(0.0, 1), (0.6, 4), (3.0, 8)])
+def test_as_many_classes_as_pay_for_their_tables(spread, classes):
+    rng = np.random.default_rng(3)
+    levels = rng.permutation(np.linspace(-spread, spread, 256))[:, None]
+    values = (rng.standard_normal((256, 256)) * np.exp2(levels)).astype("<f4")
+    scales = measure_scales(values.view("<u4"), 23)
+    symbols = values.view("<u4").reshape(-1) >> 23 & 255
+    counts = np.bincount(
+        scales.ids(0, values.size) * np.int64(256) + symbols.astype(np.int64), minlength=2048
+    )
+    kept = worth_sending(scales, counts.reshape(8, 256), tables=1)
+    assert kept.n_class == classes
+    assert set(kept.thresholds.tolist()) <= set(scales.thresholds.tolist())

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from huggingface_hub import hf_hub_download
 
 from hilm.errors import InputError
 from hilm.ship import check
@@ -22,10 +23,12 @@ GOOD = {
     "shards": {"shards": 3},
     "finetune": {"base_model": ("org/base",)},
     "merge": {"base_model": ("org/a", "org/b"), "relation": "merge"},
-    "quantized": {"config": CONFIG | {"quantization_config": {}}, "base_model": ("org/b",), "relation": "quantized"},
+    "quantized": {
+        "config": CONFIG | {"quantization_config": {}}, "base_model": ("org/b",), "relation": "quantized"
+    },
     "metrics": {"metrics": (ACCURACY,)},
     "licence": {"license": "other", "license_name": "ours", "license_link": "https://example.org/licence"},
-    "words": {"limitations": "It was trained on little text.", "intended_use": "Tests.", "language": ("no", "deu")},
+    "words": {"limitations": "Trained on little text.", "intended_use": "Tests.", "language": ("no", "deu")},
     "other head": {"config": {"architectures": ["BertForSequenceClassification"]}},
     "bf16": {"tensors": {"lm_head.weight": ("BF16", (2, 2), b"\0\0" * 4)}},
     "bare": {"config": None},
@@ -79,7 +82,8 @@ def metric(**changes):
     told = base | changes
     return add(
         f"model-index:\n- name: {told.get('name', 'm')}\n  results:\n  - task: {{{told['task']}}}\n"
-        f"    dataset: {told['dataset']}\n    metrics:\n    - {{type: {told['type']}, value: {told['value']}}}\n"
+        f"    dataset: {told['dataset']}\n"
+        f"    metrics:\n    - {{type: {told['type']}, value: {told['value']}}}\n"
         f"    source: {{name: {told.get('source', 'self-reported')}}}"
     )
 
@@ -197,8 +201,6 @@ def test_shards_that_do_not_add_up(tmp_path):
 
 
 def test_the_licence_of_the_base_is_compared(tmp_path, local_hub, monkeypatch):
-    from huggingface_hub import hf_hub_download
-
     local_hub.add("org/base", {"README.md": b"---\nlicense: gpl-3.0\n---\n"})
     hf_hub_download("org/base", "README.md", endpoint=local_hub.endpoint)
     folder = good(tmp_path / "m", base_model=("org/base",))

@@ -78,3 +78,10 @@ def test_nonsense_is_refused(models, tmp_path):
     )  # fmt: skip
     with pytest.raises(InputError, match="input_features"):
         sample_inputs(transformers.WhisperForConditionalGeneration(audio), 1, 5)
+
+
+def test_float64_takes_masks_too(models, tmp_path):
+    """A mask times the lowest float64 is 0 where nothing is masked; through float32 it would be NaN."""
+    report = export_to_onnx(models["gpt2"], tmp_path / "gpt2.onnx", precision="float64", max_length=20)
+    assert report
+    assert report.max_abs_error <= 1e-6

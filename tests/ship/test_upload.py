@@ -6,11 +6,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hilm
 from hilm import errors
+from hilm.models.resnet_bk import ResNetBKForCausalLM, create_resnet_bk_for_hf
 from hilm.ship import hub, plan_push, pull, push
 from hilm.weights.retry import PAUSES
 from tests.hub_server import GOOD, READ, HubServer
@@ -38,8 +40,10 @@ def reel(folder):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda f: good(f, "someone/it", shards=3), reel, lambda f: adapter(f, "someone/it")], ids=["shards", "reel", "adapter"]
-)  # fmt: skip
+    "make",
+    [lambda f: good(f, "someone/it", shards=3), reel, lambda f: adapter(f, "someone/it")],
+    ids=["shards", "reel", "adapter"],
+)
 def test_what_is_pushed_comes_back(online, tmp_path, make):
     folder = make(tmp_path / "it")
     done = push(folder, "someone/it")
@@ -85,6 +89,8 @@ def test_new_repositories_are_private_unless_asked(online, tmp_path):
     assert not online.repositories["models", "someone/b"].private
     with pytest.raises(errors.UsageError, match="is public"):
         push(folder, "someone/b", private=True)
+    with pytest.raises(errors.UsageError, match="is public"):
+        push(folder, "someone/b", check_card=False)
 
 
 def test_what_is_private_stays_at_home(online, tmp_path):
@@ -234,8 +240,7 @@ def survive(tmp_path_factory, faults):
         try:
             push(folder, "someone/it")
         except errors.HilmError as error:
-            assert error.exit_code in {1, 2, 5}
-            assert error.message
+            assert error.exit_code in {1, 2, 5}  # noqa: PT017 - an error is one of two good ends
             server.faults.clear()
             PAUSES._until.clear()
             push(folder, "someone/it")
@@ -261,9 +266,6 @@ def test_two_hundred_pushes_survive_faults(tmp_path_factory, brisk, faults):
 
 
 def test_resnet_bk_from_a_pytorch_file(online, tmp_path):
-    torch = pytest.importorskip("torch")
-    from hilm.models.resnet_bk import ResNetBKForCausalLM, create_resnet_bk_for_hf
-
     model = create_resnet_bk_for_hf("1M", vocab_size=60)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "resnet_bk_1m.pt")
     push(tmp_path / "resnet_bk_1m.pt", "someone/bk", model_size="1M")

@@ -12,6 +12,7 @@ from hilm.errors import HeaderError, HilmError, InputError, PackedFormatUnsuppor
 from hilm.weights.dtypes import DTYPES, decode
 from hilm.weights.gguf import parse_gguf
 from hilm.weights.gguf_blocks import TYPES_BY_NAME
+from tests.hostile.edits import edits, mutate
 from tests.hostile.gguf_files import ARRAY, STRING, array, cases, file, key, tensor, text, valid_cases
 
 CASES = list(cases())
@@ -168,29 +169,17 @@ SEED = file(
     (tensor("a.weight", (32, 2), 8), tensor("b", (2,), 0, 96)),
     bytes(104),
 )
-EDITS = st.lists(
-    st.tuples(st.integers(0, 400), st.sampled_from(["set", "insert", "delete", "cut"]), st.integers(0, 255)),
-    max_size=4,
-)
 
 
 @given(
     st.sampled_from(
         [SEED, VALID["lists"], VALID["gap-between"], *(c.data for c in CASES if len(c.data) < 300)]
     ),
-    EDITS,
+    edits(),
 )
 @example(SEED, [])
-def test_mutants_are_refused_or_listed_within_bounds(seed, edits):
-    data = bytearray(seed)
-    for place, action, value in edits:
-        at = place % (len(data) + 1)
-        if action == "cut":
-            del data[at:]
-        elif action == "delete":
-            del data[at : at + 1]
-        else:
-            data[at : at + (action == "set")] = bytes([value])
+def test_mutants_are_refused_or_listed_within_bounds(seed, changes):
+    data = mutate(seed, changes)
     try:
         header = parse(bytes(data))
     except HilmError:

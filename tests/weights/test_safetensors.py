@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hilm.errors import HeaderError, HilmError, InputError, MemoryLimitError, TruncatedFile
 from hilm.weights.safetensors import parse_header
+from tests.hostile.edits import edits, mutate
 from tests.hostile.safetensors_files import BITS, cases, entry, file, pack, valid_cases
 
 if TYPE_CHECKING:
@@ -186,24 +187,12 @@ SEEDS = [
     VALID["unknown-field"],
     *(case.data for case in CASES if len(case.data) < 300),
 ]
-EDITS = st.lists(
-    st.tuples(st.integers(0, 400), st.sampled_from(["set", "insert", "delete", "cut"]), st.integers(0, 255)),
-    max_size=4,
-)
 
 
-@given(st.sampled_from(SEEDS), EDITS, st.booleans())
+@given(st.sampled_from(SEEDS), edits(), st.booleans())
 @example(SEEDS[0], [], True)
-def test_mutated_files_are_refused_or_read_as_the_library_reads_them(seed, edits, mend):
-    data = bytearray(seed)
-    for place, action, value in edits:
-        at = place % (len(data) + 1)
-        if action == "cut":
-            del data[at:]
-        elif action == "delete":
-            del data[at : at + 1]
-        else:
-            data[at : at + (action == "set")] = bytes([value])
+def test_mutated_files_are_refused_or_read_as_the_library_reads_them(seed, changes, mend):
+    data = mutate(seed, changes)
     if mend:  # keep the length prefix true, so that edits of the header reach the later rules
         data[:8] = min(max(data.find(b"}}", 8) - 6, 2), len(data)).to_bytes(8, "little")
     mutant = bytes(data)

@@ -19,6 +19,7 @@ from hilm.errors import HilmError, InputError, UnsupportedFormat
 from hilm.weights import torch_zip
 from hilm.weights.dtypes import DTYPES
 from hilm.weights.torch_zip import parse_archive
+from tests.hostile.edits import edits, mutate
 from tests.hostile.torch_files import archive, cases, legacy, storage, table, tensor, valid_cases
 from tests.weights.torch_archives import DTYPES_OF_TORCH, FORMS, check, parse, save, values
 
@@ -244,36 +245,17 @@ def test_any_tensors_come_back(state, zipped):
 SMALL = {"w": torch.arange(4.0), "t": torch.ones(2, 3).T, "n": {"p": torch.nn.Parameter(torch.zeros(2))}}
 SEEDS = [save(SMALL), save(SMALL, zipped=False), VALID["legacy-view"], VALID["zip"]]
 PICKLE = zipfile.ZipFile(io.BytesIO(SEEDS[0])).read("archive/data.pkl")
-EDITS = st.lists(
-    st.tuples(
-        st.integers(0, 1 << 16), st.sampled_from(["set", "insert", "delete", "cut"]), st.integers(0, 255)
-    ),
-    max_size=4,
-)
 
 
-def mutate(seed, edits):
-    data = bytearray(seed)
-    for place, action, value in edits:
-        at = place % (len(data) + 1)
-        if action == "cut":
-            del data[at:]
-        elif action == "delete":
-            del data[at : at + 1]
-        else:
-            data[at : at + (action == "set")] = bytes([value])
-    return bytes(data)
-
-
-@given(st.sampled_from([*SEEDS, None]), EDITS)
+@given(st.sampled_from([*SEEDS, None]), edits(1 << 16))
 @example(None, [])
-def test_mutants_are_refused_or_listed_within_bounds(seed, edits):
+def test_mutants_are_refused_or_listed_within_bounds(seed, changes):
     """None stands for a sound archive around a mutated pickle."""
     if seed is None:
         stores = {f"a/data/{i}": bytes(24) for i in range(3)}
-        data = archive({"a/data.pkl": mutate(PICKLE, edits)} | stores)
+        data = archive({"a/data.pkl": bytes(mutate(PICKLE, changes))} | stores)
     else:
-        data = mutate(seed, edits)
+        data = bytes(mutate(seed, changes))
     try:
         entries = parse(data).entries
     except HilmError:

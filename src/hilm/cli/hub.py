@@ -81,7 +81,7 @@ def pulled(document: Document) -> str:
 @click.command(
     cls=options.Command,
     examples=(
-        "HF_TOKEN=… hilm push ./my-model me/my-model",
+        "hilm push ./my-model me/my-model",
         "hilm push ./my-model me/my-model --dry-run",
         "hilm push --model_path checkpoints/resnet_bk_1b.pt --repo_id me/resnet-bk-1b --model_size 1B",
         "hilm push --batch --checkpoint_dir checkpoints/ --repo_prefix me/resnet-bk",
@@ -109,6 +109,7 @@ def pulled(document: Document) -> str:
 @click.pass_context
 def push(
     context: click.Context,
+    /,
     *,
     source: str | None,
     repo: str | None,
@@ -182,7 +183,7 @@ def found(finding: Document) -> str:
     return f"{clean(where)}: {level}: {clean(finding['message'])} ({finding['fix']})"
 
 
-@click.command(cls=options.Command, examples=("hilm login", "hilm login --token - < token.txt"))
+@click.command(cls=options.Command, examples=("hilm login", "hilm login --json"))
 @token_option
 @options.switches
 def login(*, token: str | None) -> None:

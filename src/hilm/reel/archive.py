@@ -10,7 +10,7 @@ from hilm.errors import ChecksumMismatch
 from hilm.reel.entropy import decode_stream, decoder_entries, encode_stream, encoder_steps, unpack_raw
 from hilm.reel.head import Coder, SlabHead
 from hilm.reel.plan import Plan
-from hilm.reel.scales import measure_scales, one_class
+from hilm.reel.scales import measure_scales, one_class, worth_sending
 from hilm.reel.tables import MAX_ALPHABET, frequencies, table_codes
 from hilm.reel.tokens import LIMIT, detokenize, tokenize
 from hilm.reel.words import count_leading, join_floats, split_floats
@@ -88,6 +88,8 @@ def _plan_floats(words: Words, view: WordView) -> tuple[SlabHead, Split]:
         counts = counts.reshape(scales.n_class, -1, 2).sum(axis=2)
         bits -= 1
     values = np.flatnonzero(counts.any(axis=0))
+    scales = worth_sending(scales, counts[:, values], tables=1)
+    counts = counts.reshape(scales.n_class, -1, 1 << bits).sum(axis=1)
     index = np.zeros(1 << bits, np.uint8)
     index[values] = np.arange(values.size)
     codes = table_codes(counts[:, values])

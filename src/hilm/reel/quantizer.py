@@ -27,7 +27,7 @@ from hilm.reel.head import TABLES, Coder, SlabHead
 from hilm.reel.kernel import kernel
 from hilm.reel.levels import PARTS, lean, reconstruct
 from hilm.reel.plan import Plan
-from hilm.reel.scales import measure_scales
+from hilm.reel.scales import measure_scales, worth_sending
 from hilm.reel.tables import frequencies, table_codes
 from hilm.reel.threads import in_threads
 from hilm.reel.tokens import detokenize, tokenize
@@ -68,12 +68,11 @@ class Quantizer:
         step = self.step * scale
         if not 0 < step / PARTS < math.inf:
             return None
-        slab = _Slab(words, view, step, threads)
+        slab, coder = _Slab(words, view, step, threads), Coder.TCQ if self.trellis else Coder.ECSQ
+        slab.guess(coder)
         if self.trellis:
             slab.search(largest / step, self.passes)
-        else:
-            slab.each(slab.round)
-        head = slab.head(Coder.TCQ if self.trellis else Coder.ECSQ)
+        head = slab.head(coder)
         parts = slab.each(lambda span: _weights(head, slab.indices[span], slab.ids[span]))
         if not all(np.isfinite(as_floats(part, view)).all() for part in parts):
             return None
@@ -103,15 +102,26 @@ class _Slab:
     def _classes(self, span: slice) -> NDArray[np.uint8]:
         return self._scales.ids(span.start, span.stop)
 
-    def round(self, span: slice) -> None:
-        """Give every weight of a chunk the nearest index."""
-        self.indices[span] = np.rint(self._units(span))
-        self.ids[span] = self._classes(span)
+    def guess(self, coder: Coder) -> None:
+        """Give every weight the nearest index, and keep the scale classes that are worth it by those."""
+        tables = TABLES[coder]
+
+        def assign(span: slice) -> None:
+            self.ids[span] = tables * self._classes(span)
+
+        def round_chunk(span: slice) -> NDArray[np.int64]:
+            self.indices[span] = np.rint(self._units(span) / tables)
+            assign(span)
+            return self._count_symbols(span)
+
+        measured, counts = self._scales, sum(self.each(round_chunk), np.zeros((), np.int64))
+        self._scales = worth_sending(measured, counts[: tables * measured.n_class : tables], tables)
+        if self._scales is not measured:
+            self.each(assign)
 
     def search(self, largest: float, passes: int) -> None:
-        """Find the indices on the trellis, for weights of up to ``largest`` steps."""
+        """Find the indices on the trellis, for weights of up to ``largest`` steps, from those guessed."""
         half = int(largest / 2) + trellis.MARGIN
-        self.each(self._halve)
         for number in range(passes):
             counts = np.zeros((2 * self._scales.n_class, 2 * half + 1), np.int64)
             _count(self.indices, self.ids, counts)
@@ -119,11 +129,6 @@ class _Slab:
                 counts[1::2] = counts[::2]
             rates = _rates(counts, _SMOOTHING[number])
             self.each(partial(self._find, rates))
-
-    def _halve(self, span: slice) -> None:
-        """Guess the indices, so that there are rates for a first search."""
-        self.indices[span] = np.rint(self._units(span) / 2)
-        self.ids[span] = 2 * self._classes(span)
 
     def _find(self, rates: NDArray[np.float64], span: slice) -> None:
         classes, indices = self._classes(span), self.indices[span]

@@ -9,7 +9,7 @@ to the bit.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from hilm.errors import ChecksumMismatch
 from hilm.reel.entropy import decode_stream, decoder_entries, encode_stream, encoder_steps
 from hilm.reel.kernel import kernel
-from hilm.reel.tables import frequencies, pack_tables, parse_tables, table_codes
+from hilm.reel.tables import TOTAL, frequencies, pack_tables, parse_tables, table_codes
 from hilm.reel.tokens import ALPHABET, detokenize, tokenize
 
 if TYPE_CHECKING:
@@ -75,6 +75,29 @@ def sent_scales(rows: int, columns: int, n_class: int) -> tuple[bool, bool]:
 def one_class() -> Scales:
     """All elements of a slab in one class, whatever its shape."""
     return Scales(np.zeros(0, np.int8), np.zeros(0, np.int8), np.zeros(0, np.int16))
+
+
+def worth_sending(scales: Scales, counts: NDArray[np.int64], tables: int) -> Scales:
+    """Merge neighbouring classes as far as their tables cost more than they save.
+
+    Args:
+        scales: As measured, 2^k classes.
+        counts: [n_class, A], how often each class has each symbol.
+        tables: Frequency tables a class will have.
+    """
+    if scales.n_class == 1:
+        return scales
+    vectors = sum(len(pack_vector(v)) for v in (scales.rows, scales.columns) if v.any())
+    costs = {}
+    for merged in (1, 2, 4, 8)[: scales.n_class.bit_length()]:
+        sums = counts.reshape(scales.n_class // merged, merged, -1).sum(axis=1)
+        codes = table_codes(sums)
+        spent = (sums * -np.log2(np.maximum(frequencies(codes), 1) / TOTAL)).sum()
+        costs[merged] = spent + 8 * (tables * len(pack_tables(codes)) + vectors * (len(sums) > 1))
+    merged = min(costs, key=costs.__getitem__)
+    if merged == scales.n_class:
+        return one_class()
+    return replace(scales, thresholds=scales.thresholds[merged - 1 :: merged])
 
 
 def measure_scales(words: NDArray[np.unsignedinteger], mantissa: int) -> Scales:

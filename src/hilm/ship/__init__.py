@@ -26,7 +26,7 @@ _HOMES = {
     "CardFacts": "model_card",
     "build": "model_card",
     "diff": "model_card",
-    "check": "card_rules",
+    "check": "card_check",
     "check_base": "card_lineage",
     "create_model_card": "card_facts",
     "gather": "card_facts",

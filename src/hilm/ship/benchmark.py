@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from hilm.errors import UsageError
 from hilm.models.resnet_bk import ResNetBKForCausalLM
 from hilm.ship.onnx_export import export_to_onnx
+from hilm.ship.onnx_optimize import milliseconds
 from hilm.ship.onnx_verify import open_session, run
 from hilm.ship.state_graph import OnnxStreamer
 from hilm.ship.torch_model import evaluating, load_model, longest, sample_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from transformers import PreTrainedModel
 
@@ -43,6 +44,7 @@ class BenchReport:
 
     Attributes:
         threads: Of either side.
+        precision: Of the graph: float64 where float32 is not close enough, and then slower.
         max_abs_error: Of the graph that was timed, verified at its default lengths.
         ok: Whether that passes.
         forward: One entry per length.
@@ -50,6 +52,7 @@ class BenchReport:
     """
 
     threads: int
+    precision: str
     max_abs_error: float | None
     ok: bool
     forward: tuple[ForwardSpeed, ...]
@@ -70,18 +73,25 @@ def bench(
         lengths: Tokens per row; longer than the model takes are left out.
         batch: Rows.
         runs: Runs per figure, after one to warm up.
+
+    Raises:
+        UsageError: The model takes none of these lengths.
     """
     loaded = load_model(model)
     used = [length for length in lengths if length <= (longest(loaded) or length)]
+    if not used:
+        raise UsageError(f"the model takes at most {longest(loaded)} tokens", hint="name shorter lengths")
     with tempfile.TemporaryDirectory() as folder, evaluating(loaded):
         path = Path(folder) / "model.onnx"
-        report = export_to_onnx(loaded, path, max_length=max(used))
+        report = export_to_onnx(loaded, path, max_length=max(used), precision="auto")
         forward = [forward_speed(loaded, path, length, batch, runs) for length in used] if report.ok else []
         steps = None
         if isinstance(loaded, ResNetBKForCausalLM):
             export_to_onnx(loaded, Path(folder) / "step.onnx", graph="step", verify=False)
             steps = step_speed(loaded, Path(folder) / "step.onnx", batch)
-    return BenchReport(torch.get_num_threads(), report.max_abs_error, report.ok, tuple(forward), steps)
+    return BenchReport(
+        torch.get_num_threads(), report.precision, report.max_abs_error, report.ok, tuple(forward), steps
+    )
 
 
 def forward_speed(model: PreTrainedModel, path: Path, length: int, batch: int, runs: int) -> ForwardSpeed:
@@ -102,10 +112,3 @@ def step_speed(model: ResNetBKForCausalLM, path: Path, batch: int) -> float:
     ids = np.ones((batch, 1), np.int64)
     times = [milliseconds(lambda: streamer.feed(ids)) for _ in range(CONTEXT)]
     return 1e3 * batch / statistics.median(times[CONTEXT // 2 :])
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    """Time a call."""
-    started = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - started)

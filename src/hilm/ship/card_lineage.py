@@ -58,11 +58,11 @@ def _find(base: str, store: Store) -> str:
         UnknownModel: The store does not have it.
     """
     rows = store.catalog.models() if store.exists else []
-    for fits in (
-        lambda row: row["name"] == base,
-        lambda row: row["uri"].startswith((f"hf://{base}@", f"hf://{base}/")) or row["uri"] == f"hf://{base}",
-        lambda row: row["name"] == base.rpartition("/")[2],
-    ):
-        if found := next((row for row in rows if fits(row)), None):
-            return str(found["name"])
+    names = [str(row["name"]) for row in rows]
+    read = [
+        str(row["name"]) for row in rows if f"{row['uri']}@".startswith((f"hf://{base}@", f"hf://{base}/"))
+    ]
+    for name in (base, *read, base.rpartition("/")[2]):
+        if name in names:
+            return name
     raise UnknownModel(f"the store does not have {base}", hint=f"hilm index {base}")

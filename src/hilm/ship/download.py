@@ -64,8 +64,9 @@ def pull(
             f"no file of {repo_id} is wanted", hint=f"it has {', '.join(sorted(repository.files)[:8])}"
         )
     folder = Path(local_dir) if local_dir is not None else None
+    home = cache_folder() / f"models--{repo_id.replace('/', '--')}"
     if repository.offline:
-        path = cache_folder() / f"models--{repo_id.replace('/', '--')}" / "snapshots" / repository.commit
+        path = home / "snapshots" / repository.commit
         damaged = _drop_damaged(path, files)
     else:
         _check_room(files, folder or cache_folder())
@@ -89,6 +90,8 @@ def pull(
     }
     if folder is not None:
         write_file(folder / RECORD, json.dumps(document, indent=2).encode())
+    elif not repository.offline and revision != repository.commit:  # what the name meant, for offline use
+        write_file(home / "refs" / (revision or "main"), repository.commit.encode())
     return document | {"path": str(path)}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hilm.ship import front_matter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 RELATIONS = ("finetune", "adapter", "quantized", "merge")
 UNDOCUMENTED = "Not documented by the author."
@@ -182,7 +182,7 @@ _AUTO = {
 _AUTO["ForConditionalGeneration"] = "AutoModelForSeq2SeqLM"
 
 
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     if not rows:
         return ""
     lines = [columns, tuple("---" for _ in columns), *rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from hilm.ship.onnx_verify import difference, open_session, refusing, run
 from hilm.ship.publication import check_free, publish, staged
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from onnxruntime import InferenceSession
 
@@ -90,8 +93,8 @@ def optimize_onnx_model(
             level=level,
             nodes_before=count_nodes(path),
             nodes_after=count_nodes(part),
-            milliseconds_before=median_milliseconds(sessions[0], inputs),
-            milliseconds_after=median_milliseconds(sessions[1], inputs),
+            milliseconds_before=median_milliseconds(lambda: run(sessions[0], inputs)),
+            milliseconds_after=median_milliseconds(lambda: run(sessions[1], inputs)),
             max_abs_error=error,
             ok=error <= tolerance,
         )
@@ -123,11 +126,13 @@ def drawn(session: InferenceSession) -> dict[str, NDArray[Any]]:
     return inputs
 
 
-def median_milliseconds(session: InferenceSession, inputs: dict[str, NDArray[Any]], runs: int = 7) -> float:
-    """Time a graph after one run to warm up."""
-    times = []
-    for _ in range(runs + 1):
-        started = time.perf_counter()
-        run(session, inputs)
-        times.append(1e3 * (time.perf_counter() - started))
-    return float(np.median(times[1:]))
+def median_milliseconds(call: Callable[[], object], runs: int = 7) -> float:
+    """Time a call after one to warm up."""
+    return statistics.median([milliseconds(call) for _ in range(runs + 1)][1:])
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """Time a call."""
+    started = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - started)

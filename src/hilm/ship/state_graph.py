@@ -47,13 +47,13 @@ class Recurrence(nn.Module):
 
 def empty_state(config: ResNetBKConfig, batch: int) -> list[Tensor]:
     """Return the state before the first token: n, y and the potential's strength, as far as they are used."""
-    channels, dtype = config.bk_channels, getattr(torch, config.core_dtype)
-    shapes: list[tuple[int, ...]] = [(channels, 2)]
+    channels, core = config.bk_channels, getattr(torch, config.core_dtype)
+    shapes: list[tuple[torch.dtype, tuple[int, ...]]] = [(torch.float64, (channels, 2))]
     if config.use_semiseparable:
-        shapes.append((channels, config.d_model // channels * (config.low_rank or 1), 2))
+        shapes.append((core, (channels, config.d_model // channels * (config.low_rank or 1), 2)))
     if config.use_birman_schwinger:
-        shapes.append((channels,))
-    return [torch.zeros(config.n_layers, batch, *shape, dtype=dtype) for shape in shapes]
+        shapes.append((torch.float64, (channels,)))
+    return [torch.zeros(config.n_layers, batch, *shape, dtype=dtype) for dtype, shape in shapes]
 
 
 def state_graph(model: ResNetBKForCausalLM, graph: str, opset: int) -> onnx_ir.Model:

@@ -5,7 +5,6 @@ Written against NVIDIA's documentation and checked with a recording stand-in; it
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from hilm.errors import HilmError, MissingExtra, UsageError, VerificationError
 from hilm.extras import require
-from hilm.ship.onnx_export import ExportReport, export_to_onnx
+from hilm.ship.onnx_export import ExportReport, export_to_onnx, measured
+from hilm.ship.onnx_optimize import median_milliseconds
 from hilm.ship.onnx_verify import difference, open_session, run, summarise
 from hilm.ship.publication import check_free, publish, staged
 from hilm.ship.torch_model import LONGEST, evaluating, load_model, sample_inputs
@@ -134,13 +134,7 @@ def export_to_tensorrt(
             nodes=len(model.graph.node),
             bytes=(engine_path if report.ok else part).stat().st_size,
             seconds=time.perf_counter() - started,
-            max_abs_error=report.max_abs_error,
-            max_rel_error=report.max_rel_error,
-            top1_agreement=report.top1_agreement,
-            tolerance=limit,
-            lengths=report.lengths,
-            batches=report.batches,
-            ok=report.ok,
+            **measured(report),
         )
 
 
@@ -298,18 +292,6 @@ def benchmark_tensorrt_speedup(
     engine, loaded = Engine(trt, Path(engine_path)), load_model(model).cuda()
     inputs = {name: value.cuda() for name, value in sample_inputs(loaded, batch, length).items()}
     with evaluating(loaded):
-        pytorch = median_milliseconds(lambda: loaded(**inputs), runs)
+        pytorch = median_milliseconds(lambda: (loaded(**inputs), torch.cuda.synchronize()), runs)
     tensorrt = median_milliseconds(lambda: engine(inputs), runs)
     return SpeedReport(pytorch, tensorrt, pytorch / tensorrt, torch.cuda.get_device_name())
-
-
-def median_milliseconds(call: Any, runs: int) -> float:  # noqa: ANN401 - a function without arguments
-    """Time a call on the GPU; a fifth of the runs warm up."""
-    times = []
-    for _ in range(runs + max(1, runs // 5)):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(times[-runs:])

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hilm.errors import ChecksumMismatch, InputError, NotFound, UsageError
-from hilm.ship.card_rules import CARD, Finding, check
+from hilm.ship.card_check import Finding, check
+from hilm.ship.card_rules import CARD
 from hilm.ship.download import content_id
 from hilm.ship.hub import attempt, client, patience, translate
 from hilm.ship.references import is_repository
@@ -135,9 +136,9 @@ def push(
         _gate(plan, force=force)
         if not plan.head:
             attempt(repo_id, api.create_repo, repo_id, private=private is not False, exist_ok=True)
-        elif private and not attempt(repo_id, api.model_info, repo_id).private:
+        elif (private or not check_card) and not attempt(repo_id, api.model_info, repo_id).private:
             raise UsageError(
-                f"{repo_id} exists and is public", hint="leave out --private, or change it on the Hub"
+                f"{repo_id} exists and is public", hint="leave out --private and --no-card-check"
             )
         commit = _commit(api, staged.files, repo_id, revision, message, token)
     url = f"{hub_address()}/{repo_id}"

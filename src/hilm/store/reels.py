@@ -87,8 +87,6 @@ def read_tensor(
 
     Packed weights are archived as the parts that are stored: codes and scales, not the values they stand for.
 
-    Packed weights are archived as the parts that are stored: codes and scales, not the values they stand for.
-
     Args:
         reel: A file, or an http or https URL.
         name: The tensor.

@@ -25,7 +25,7 @@ def same(one, other):
 def test_the_size_does_not_depend_on_the_length():
     made = model()
     sizes = {after(made, tokens(1, length)).state_bytes for length in (1, 40, 700)}
-    assert sizes == {2 * 4 * (2 * 4 + 2 * 16)}  # 2 layers of 4 channels and width 16, complex float32
+    assert sizes == {2 * (4 * 16 + 16 * 8)}  # pairs: 2 layers of 4 float64 channels and 16 float32 values
 
 
 def test_an_unused_cache_is_empty():

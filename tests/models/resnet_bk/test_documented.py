@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from hilm.errors import MissingExtra
 from hilm.models.resnet_bk import create_resnet_bk_for_hf
 from hilm.models.resnet_bk.tokenizer import train_tokenizer
 
@@ -33,7 +36,14 @@ def test_documented_python_runs(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     seen = {}
     for _, line in ROWS:
+        if line.startswith("export_to_tensorrt"):
+            with pytest.raises(MissingExtra, match="tensorrt"):
+                exec(line, seen)
+            continue
         exec(line, seen)
+        if line.endswith('("100M")'):
+            assert seen["model"].num_parameters() == pytest.approx(100e6, rel=0.01)
+            seen["model"] = create_resnet_bk_for_hf("1M", vocab_size=50, n_layers=1)
         if "custom" in line:
             config = seen["model"].config
             assert (config.d_model, config.n_layers, config.use_birman_schwinger) == (512, 12, True)
@@ -41,14 +51,23 @@ def test_documented_python_runs(folder, monkeypatch, capsys):
     assert seen["outputs"].shape[1] <= 50
     assert seen["logits"].shape == (1, 128, 50_000)
     assert torch.isfinite(seen["logits"]).all()
-    assert seen["model"].num_parameters() == pytest.approx(100e6, rel=0.01)
+    assert (folder / "resnet_bk_100m.onnx").exists()
 
 
 def test_the_table_keeps_the_documented_names():
-    assert len(ROWS) == 13
+    assert len(ROWS) == 17
     for documented, here in ROWS:
-        words = set(re.findall(r"\w+", documented)) - {"src", "hf_resnet_bk", "resnet_bk_1b"}
+        words = set(re.findall(r"\w+", documented.replace("src.models.onnx_export", "hilm.ship")))
+        words -= {"src", "hf_resnet_bk", "resnet_bk_1b"}
         assert words <= set(re.findall(r"\w+", here)), documented
+
+
+@pytest.mark.parametrize(("demo", "says"), [("hf", "50 tokens"), ("hub", "logits (1, 128, 30000)")])
+def test_a_demonstration_runs_alone(demo, says):
+    script = [sys.executable, ROOT / "examples" / "hf_integration_demo.py", "--demo", demo]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    assert says in done.stdout
+    assert "graph" not in done.stdout
 
 
 def test_the_guide_runs(tmp_path, monkeypatch):

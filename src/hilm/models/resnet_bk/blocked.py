@@ -1,13 +1,8 @@
 """The recurrences of scan.py for exported graphs: real arithmetic, any length, gradients not needed.
 
-The sequence is cut into blocks, which run side by side; a loop over the blocks carries the state. In a block
-the continued fraction depends on the value n before it as
-
-    n -> A + p n / (1 + C n)        one more step:  A' = 1/(a + A),  p' = -p A'^2,  C' = C + p A'
-
-where A and C are Green's functions of the block's last and first site and p is the square of the one between
-them (Schur complement), so every term is bounded and nothing needs rescaling. The first row is the identity,
-A = 0, p = 1, C = 0, which is also what masked tokens do. Complex numbers are (real, imaginary) tuples.
+The sequence is cut into blocks, which run side by side; a loop over the blocks carries the state. A runtime
+pays for every operation in a loop, however small, so what can be done for all steps at once is done outside.
+Complex numbers are (real, imaginary) tuples.
 """
 
 from __future__ import annotations
@@ -38,16 +33,14 @@ def plus(left: Complex, right: Complex) -> Complex:
 
 def inverse(value: Complex) -> Complex:
     """Invert."""
-    size = value[0].square() + value[1].square()
+    size = value[0] * value[0] + value[1] * value[1]
     return value[0] / size, -value[1] / size
 
 
-def kept(keep: Tensor | None, new: Complex, old: Complex) -> Complex:
-    """Take the new value where ``keep`` holds, or everywhere."""
-    if keep is None:
-        return new
-    keep = keep.reshape(*keep.shape, *[1] * (new[0].ndim - keep.ndim))
-    return torch.where(keep, new[0], old[0]), torch.where(keep, new[1], old[1])
+def matrix(real: Tensor, imaginary: Tensor) -> Tensor:
+    """Return the real matrices (…, 2 R, 2 S) that act like complex ones (…, R, S) on (real, imaginary)."""
+    rows = ((real, -imaginary), (imaginary, real))
+    return torch.stack([torch.stack(row, -1).flatten(-2) for row in rows], -2).flatten(-3, -2)
 
 
 def run(step: Any, start: Any, inputs: Any, axis: int) -> tuple[Any, Any]:
@@ -57,9 +50,11 @@ def run(step: Any, start: Any, inputs: Any, axis: int) -> tuple[Any, Any]:
     return last, answers
 
 
-def carried(step: Any, start: Any, maps: Any) -> Any:
+def carried(step: Any, start: Tensor, maps: tuple[Tensor, ...]) -> Tensor:
     """Take the state from block to block, axis 1; return it as it is before each."""
-    return run(lambda state, *maps: (step(state, *maps), tuple(map(torch.clone, state))), start, maps, 1)[1]
+    answers = run(lambda state, *maps: ((step(state[0], *maps),), (state[0].clone(),)), (start,), maps, 1)[1]
+    before: Tensor = answers[0]
+    return before
 
 
 def blocks(values: Tensor) -> Tensor:
@@ -73,69 +68,64 @@ def blocks(values: Tensor) -> Tensor:
     return functional.pad(values, padding).unflatten(1, (count, BLOCK))
 
 
-def is_step(values: Tensor, keep: Tensor | None) -> bool:
-    """Say whether the graph takes one token at a time; a dynamic length does not."""
-    return keep is None and isinstance(values.shape[1], int) and values.shape[1] == 1
-
-
 def exported_fraction(a: Tensor, start: Tensor, keep: Tensor | None) -> Tensor:
-    """Continued fraction on pairs; shapes as :func:`.scan.fraction_scan`."""
-    if is_step(a, keep):
-        return torch.stack(inverse(plus(a.unbind(-1), start[:, None].unbind(-1))), -1)
-    steps = [blocks(part) for part in (*a.unbind(-1), *(() if keep is None else (keep,)))]
+    """Continued fraction on float64 pairs; shapes as :func:`.scan.fraction_scan`.
 
-    def extend(state: Any, *inputs: Tensor) -> tuple[Any, Any]:
-        last, first, product = (state[i : i + 2] for i in (0, 2, 4))
-        mask = None if keep is None else inputs[2]
-        new = inverse(plus(inputs[:2], last))
-        passed = times(product, new)
-        further = times(passed, new)
-        maps = (
-            *kept(mask, new, last),
-            *kept(mask, plus(first, passed), first),
-            *kept(mask, (-further[0], -further[1]), product),
-        )
-        return maps, ()
+    As there, a step acts on n = s/f as (f, s) <- (a f + s, f); float64 does not overflow within a block.
+    """
+    steps = [blocks(part) for part in a.unbind(-1)]
+    steps += [] if keep is None else [blocks(keep)[..., None]]
 
-    def over(n: Any, *maps: Tensor) -> Complex:
-        last, first, product = (maps[i : i + 2] for i in (0, 2, 4))
-        below = times(first, n)
-        return plus(last, times(times(product, n), inverse((below[0] + 1, below[1]))))
+    def kept(mask: tuple[Tensor, ...], new: Any, old: Any) -> Any:
+        return tuple(torch.where(mask[0], *pair) for pair in zip(new, old, strict=True)) if mask else new
 
-    def again(n: Any, *inputs: Tensor) -> tuple[Any, Any]:
-        n = kept(None if keep is None else inputs[2], inverse(plus(inputs[:2], n)), n)
+    def extend(state: Any, real: Tensor, imaginary: Tensor, *mask: Tensor) -> tuple[Any, Any]:
+        f, s = state[:2], state[2:]
+        new = (*plus(times((real, imaginary), f), s), f[0].clone(), f[1].clone())
+        return kept(mask, new, state), ()
+
+    def over(state: Tensor, block: Tensor) -> Tensor:
+        after = block @ state
+        return after / after.abs().amax(-2, keepdim=True)
+
+    def again(n: Any, real: Tensor, imaginary: Tensor, *mask: Tensor) -> tuple[Any, Any]:
+        n = kept(mask, inverse((real + n[0], imaginary + n[1])), n)
         return n, (n[0].clone(), n[1].clone())
 
     zero = torch.zeros_like(steps[0][:, :, 0])
-    maps = run(extend, (zero, zero, zero, zero, zero + 1, zero), steps, 2)[0]
-    n = carried(over, start.unbind(-1), maps)
+    unit = torch.stack([zero + 1, zero]), torch.stack([zero, zero + 1])  # two columns
+    none = torch.zeros_like(unit[0])
+    last = run(extend, (unit[0], none, unit[1], none), steps, 2)[0]
+    maps = matrix(*(torch.stack(part).movedim((0, 1), (-2, -1)) for part in (last[::2], last[1::2])))
+    maps = maps / maps.abs().amax((-1, -2), keepdim=True)
+    first = functional.pad(functional.pad(start, (1, 0)), (1, 0), value=1.0)  # f = 1, s = n_0
+    before = carried(over, first[..., None], (maps,))[..., 0].unbind(-1)
+    n = times(before[2:], inverse(before[:2]))
     values = run(again, n, steps, 2)[1]  # from the right values: forgets the rounding of the maps
     return torch.stack(values, -1).flatten(1, 2)[:, : a.shape[1]]
 
 
 def exported_values(n: Tensor, x: Tensor, start: Tensor, keep: Tensor | None) -> Tensor:
-    """Linear recurrence y_i = i n_i (x_i - y_{i-1}) on pairs; shapes as :func:`.scan.value_scan`."""
-    if is_step(n, keep):
-        return torch.stack(turned(n.unbind(-1), x, start[:, None].unbind(-1)), -1)
-    steps = [blocks(part) for part in (*n.unbind(-1), x, *(() if keep is None else (keep,)))]
+    """Linear recurrence y_i = i n_i (x_i - y_{i-1}) on pairs; shapes as :func:`.scan.value_scan`.
 
-    def extend(state: Any, *inputs: Tensor) -> tuple[Any, Any]:
-        y, decay, mask = state[:2], state[2:], None if keep is None else inputs[3]
-        y = kept(mask, turned(inputs[:2], inputs[2], y), y)
-        decay = kept(mask, times((inputs[1], -inputs[0]), decay), decay)
-        return (*y, *decay), tuple(map(torch.clone, (*y, *decay)))
+    A further column starts at 1 and gets no values: it shows what is left of the state before the block.
+    """
+    u, alpha = (-n[..., 1:] * x, n[..., :1] * x), (n[..., 1:], -n[..., :1])
+    if keep is not None:
+        mask = keep[..., None, None]
+        u = (u[0] * mask, u[1] * mask)
+        alpha = torch.where(mask, alpha[0], 1.0), alpha[1] * mask
+    steps = [blocks(part) for part in (*alpha, *(functional.pad(part, (0, 1)) for part in u))]
 
-    def over(y: Any, *maps: Tensor) -> Complex:
-        return plus(maps[:2], times((maps[2][..., None], maps[3][..., None]), y))
+    def extend(y: Any, *inputs: Tensor) -> tuple[Any, Any]:
+        y = plus(times(inputs[:2], y), inputs[2:])
+        return y, (y[0].clone(), y[1].clone())
 
-    zero, one = torch.zeros_like(steps[2][:, :, 0]), torch.ones_like(steps[0][:, :, 0])
-    maps, trajectory = run(extend, (zero, zero, one, torch.zeros_like(one)), steps, 2)
-    before = carried(over, start.unbind(-1), maps)
-    decay = (trajectory[2][..., None], trajectory[3][..., None])
-    values = plus(trajectory[:2], times(decay, (before[0][:, :, None], before[1][:, :, None])))
+    none = torch.zeros_like(steps[2][:, :, 0])
+    one = functional.pad(none[..., 1:], (0, 1), value=1.0)
+    last, trajectory = run(extend, (one, none), steps, 2)
+    maps = matrix(*(part[..., -1:, None] for part in last)), torch.stack(last, -2)[..., :-1]
+    before = carried(lambda y, decay, added: decay @ y + added, start.movedim(-1, -2), maps)
+    left = times((trajectory[0][..., -1:], trajectory[1][..., -1:]), before[:, :, None].unbind(-2))
+    values = plus((trajectory[0][..., :-1], trajectory[1][..., :-1]), left)
     return torch.stack(values, -1).flatten(1, 2)[:, : x.shape[1]]
-
-
-def turned(n: Complex, x: Tensor, y: Complex) -> Complex:
-    """Return i n (x - y), n (…, H) and x (…, H, K)."""
-    return times((-n[1][..., None], n[0][..., None]), (x - y[0], -y[1]))

@@ -56,6 +56,7 @@ GROUPS = {
     "use_lap": ("use_birman_schwinger",),
     "schatten_threshold": ("use_birman_schwinger",),
     "epsilon": ("use_birman_schwinger", "use_prime_bump"),
+    "core_dtype": ("use_semiseparable",),
     "scattering_scale": ("use_scattering_router",),
     "prime_bump_scale": ("use_prime_bump",),
     "k_max": ("use_prime_bump",),
@@ -104,7 +105,7 @@ class ResNetBKConfig(PreTrainedConfig):
         v_max: Bound of the potential.
         eta_min: Smallest width; 1 / eta is the memory in tokens.
         eta_init: Smallest width at initialisation.
-        core_dtype: Precision of the recurrences, whatever that of the model.
+        core_dtype: Precision of the mixed values, whatever that of the model; Green's functions are float64.
         router_aux_loss_coef: Weight of the load balance in the training loss.
         output_router_logits: Whether outputs carry the router's logits.
         layer_norm_eps: Of the layer norms.

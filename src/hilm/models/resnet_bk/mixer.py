@@ -140,10 +140,10 @@ class ResNetBKMixer(nn.Module):
             (B, N, d), and the Green's functions as continued fractions, (B, N, H, 2).
         """
         core = getattr(torch, self.config.core_dtype)
-        v = self.v_proj(hidden).to(core)
+        v = self.v_proj(hidden).double()  # rounding of the potential is enlarged by up to 1 / eta^2
         x = self._values(hidden, v.shape[-1]).to(core) if self.config.use_semiseparable else None
         with torch.autocast(hidden.device.type, enabled=False):
-            operator, start = self.operator(core), self._start(v, x, past)
+            operator, start = self.operator(torch.float64), self._start(v, x, past)
             v, strength = self._potential(v, operator, bumps, keep, start)
             a = torch.stack(
                 [(operator.eta / operator.b).expand_as(v), (v - operator.energy) / operator.b], -1
@@ -154,7 +154,7 @@ class ResNetBKMixer(nn.Module):
         if past is not None:
             past.update(*trajectory, *strength)
         mixed = self.bk_scale * self.feature_proj(features.to(hidden.dtype))
-        return mixed if x is None else mixed + self._read(hidden, y), green
+        return mixed if x is None else mixed + self._read(hidden, y), green.float()
 
     def operator(self, dtype: torch.dtype) -> Operator:
         """Return the operators' coefficients."""
@@ -188,7 +188,7 @@ class ResNetBKMixer(nn.Module):
         batch, _, channels = v.shape
         state = [v.new_zeros(batch, channels, 2)]
         if x is not None:
-            state.append(v.new_zeros(batch, *x.shape[2:], 2))
+            state.append(x.new_zeros(batch, *x.shape[2:], 2))
         if self.config.use_birman_schwinger:
             state.append(v.new_zeros(batch, channels))
         return state
@@ -241,7 +241,7 @@ class ResNetBKMixer(nn.Module):
         else:
             green = n
         if y is not None:
-            y = y * (operator.eta / operator.b / n[..., 0]).sqrt()[..., None, None]
+            y = y * (operator.eta / operator.b / n[..., 0]).sqrt().to(y.dtype)[..., None, None]
         return green, y
 
     def _features(self, v: Tensor, n: Tensor, operator: Operator) -> Tensor:
@@ -257,11 +257,16 @@ class ResNetBKMixer(nn.Module):
 
 def swept(a: Tensor, x: Tensor | None, start: list[Tensor], keep: Tensor | None) -> list[Tensor]:
     """Run the recurrences from the left: n (B, N, H, 2), and y (B, N, H, K, 2) if there are values."""
-    scans = (
-        (exported_fraction, exported_values) if torch.compiler.is_exporting() else (fraction_scan, value_scan)
-    )
+    if keep is None and isinstance(a.shape[1], int) and a.shape[1] == 1:  # not where the length is dynamic
+        n = reciprocal(a + start[0][:, None])
+        if x is None:
+            return [n]
+        y = start[1][:, None]
+        return [n, turned(n.to(x.dtype), torch.stack([x - y[..., 0], -y[..., 1]], -1))]
+    exporting = torch.compiler.is_exporting()
+    scans = (exported_fraction, exported_values) if exporting else (fraction_scan, value_scan)
     n = scans[0](a, start[0], keep)
-    return [n] if x is None else [n, scans[1](n, x, start[1], keep)]
+    return [n] if x is None else [n, scans[1](n.to(x.dtype), x, start[1], keep)]
 
 
 def two_sided(
@@ -275,4 +280,5 @@ def two_sided(
     green = reciprocal(a + before[0] + after[0])
     if x is None:
         return green, None
-    return green, turned(green, torch.stack([x, torch.zeros_like(x)], -1) - before[1] - after[1])
+    pairs = torch.stack([x, torch.zeros_like(x)], -1)
+    return green, turned(green.to(x.dtype), pairs - before[1] - after[1])
