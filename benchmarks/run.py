@@ -37,6 +37,7 @@ BENCHMARKS = (
     "demo",
     "resnet_bk",
     "learning",
+    "inference",
     "export",
     "onevision",
 )

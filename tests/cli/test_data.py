@@ -5,7 +5,9 @@ import json
 import pytest
 
 from hilm.cli.main import main
-from tests.data.conftest import _own_cache  # noqa: F401 - fixture
+from tests.data.conftest import STREAMS, _own_cache  # noqa: F401 - fixture
+
+pytestmark = STREAMS
 
 
 @pytest.fixture

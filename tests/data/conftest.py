@@ -8,11 +8,17 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+# datasets leaves the files that it streams to the collector
+STREAMS = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+
+def pytest_itemcollected(item):
+    item.add_marker(STREAMS)
+
 
 @pytest.fixture(autouse=True)
-def _own_cache(request, tmp_path_factory, monkeypatch):
-    """Arrow files of these tests go to a folder of their own; datasets leaves files it streams unclosed."""
-    request.node.add_marker(pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"))
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Arrow files of these tests go to a folder of their own."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
     yield
     with warnings.catch_warnings():

@@ -26,14 +26,16 @@ EXAMPLES = (
     "hilm data stats train.parquet --eval test.parquet --tokenizer ./model",
 )
 
+MAPS = "Change rows, in YAML, repeatable: lower, strip, rename, keep, drop or template."
+FILTERS = "Keep rows, in YAML, repeatable: min_chars, max_chars, not_empty, regex, dedupe or sample."
+
 
 def _source(function: Function) -> Function:
     """Add the paths, and what is done to their rows."""
-    step = "Step, written as in YAML; may be repeated."
     for option in (
         click.option("--streaming", is_flag=True, help="Read rows as they are used."),
-        click.option("--filter", "filters", multiple=True, metavar="STEP", help=step),
-        click.option("--map", "maps", multiple=True, metavar="STEP", help=step),
+        click.option("--filter", "filters", multiple=True, metavar="STEP", help=FILTERS),
+        click.option("--map", "maps", multiple=True, metavar="STEP", help=MAPS),
         click.option("--columns", metavar="{NEW: OLD}", help="Rename columns first."),
         click.option("--eval", "evaluated", metavar="FILE", help="Rows to evaluate on, or their split."),
         click.option("--split", default="train", show_default=True, help="Of a data set on the Hub."),

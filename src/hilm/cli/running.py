@@ -70,15 +70,19 @@ def run(
     **chosen: Any,  # noqa: ANN401 - flags of hilm.inference.create
 ) -> None:
     """Do TASK on texts with a model that has the head for it."""
-    from hilm.inference.tasks import find_task  # noqa: PLC0415 only a run pays for it
+    from hilm.inference.loading import find_model  # noqa: PLC0415 only a run pays for it
+    from hilm.inference.tasks import find_task  # noqa: PLC0415
 
-    find_task(task)
+    found = find_task(task)
     given, is_one = _collect(inputs, text, file)
     wanted = _parse(settings) | ({"labels": list(labels)} if labels else {})
     ready = [_structure(item, context) for item in given]
     logging = require("transformers.utils.logging")
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    chosen["model"], chosen["revision"], notes = find_model(found, chosen["model"], chosen["revision"])
+    for note in notes:
+        output.note(note)  # before a download begins
     runner = require("hilm.inference.runner").create(task, **chosen)
     for note in runner.notes:
         output.note(note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hilm.errors import HilmError, InputError, OfflineError, UsageError
+from hilm.errors import HilmError, InputError, NetworkError, OfflineError, UsageError
 from hilm.extras import choose_device, require
 from hilm.inference.tasks import check_head
 from hilm.weights import open_checkpoint
@@ -28,9 +28,8 @@ def find_model(task: Task, model: str | None, revision: str | None) -> tuple[str
     if "/" in name and not Path(name).exists() and not is_hub_id(name):
         raise InputError(f"there is no folder {name}", hint="give a model folder or organisation/name")
     try:
-        with open_checkpoint(
-            f"hf://{name}" if model is None else name, revision=revision
-        ) as checkpoint:  # headers only: are the files whole?
+        where = f"hf://{name}" if model is None else name
+        with open_checkpoint(where, revision=revision) as checkpoint:  # headers only: are the files whole?
             size = sum(file.size for file in checkpoint.files) / 1e6
     except OfflineError as error:
         raise OfflineError(error.message, hint="name a model folder: --model FOLDER") from error
@@ -74,7 +73,8 @@ def load(
         if isinstance(error, HilmError):
             raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{name}: {reason}", hint="is it a whole transformers model?") from error
+        found = InputError if Path(name).exists() else NetworkError
+        raise found(f"{name}: {reason}", hint="is it a whole transformers model?") from error
     if report["missing_keys"] and not allow_random_head:
         raise UsageError(
             f"{name}: the head is freshly initialised: {', '.join(sorted(report['missing_keys'])[:3])}",

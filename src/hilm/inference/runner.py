@@ -124,8 +124,9 @@ class Runner:
             "zero-shot-classification": ("text", "labels"),
         }
         wanted = fields.get(self.task.name, ())
-        if "labels" in wanted and isinstance(item, str):
-            item = {"text": item, "labels": options.get("labels")}
+        if "labels" in wanted:
+            given = item if isinstance(item, dict) else {"text": item}
+            item = {"labels": options.get("labels")} | given
         if self.task.name == "text-generation" and isinstance(item, list):
             if self.tokenizer.chat_template is None:
                 raise UsageError("messages need a tokenizer with a chat template", hint="give a plain prompt")

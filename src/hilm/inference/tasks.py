@@ -44,62 +44,25 @@ class Task:
     target: str = ""
 
 
-TASKS: Mapping[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            "sentiment-analysis",
-            "SequenceClassification",
-            "distilbert/distilbert-base-uncased-finetuned-sst-2-english",
-            "714eb0f",
-            frozenset({"top_k", "function_to_apply"}),
-            listed=True,
-        ),
-        Task(
-            "ner",
-            "TokenClassification",
-            "dbmdz/bert-large-cased-finetuned-conll03-english",
-            "4c53496",
-            frozenset({"grouped_entities", "aggregation_strategy", "ignore_labels"}),
-        ),
-        Task(
-            "question-answering",
-            "QuestionAnswering",
-            "distilbert/distilbert-base-cased-distilled-squad",
-            options=frozenset({"top_k", "max_answer_len", "no_answer", "score_scope"}),
-        ),
-        Task("summarization", "Seq2SeqLM", "sshleifer/distilbart-cnn-12-6", options=_GENERATION, listed=True),
-        Task(
-            "translation_en_to_de",
-            "Seq2SeqLM",
-            "google-t5/t5-base",
-            options=_GENERATION,
-            listed=True,
-            source="en",
-            target="de",
-        ),
-        Task(
-            "text-generation",
-            "CausalLM",
-            "openai-community/gpt2",
-            options=_GENERATION | {"num_return_sequences", "return_full_text"},
-        ),
-        Task(
-            "zero-shot-classification",
-            "SequenceClassification",
-            "facebook/bart-large-mnli",
-            "d7645e1",
-            frozenset({"labels", "multi_label", "hypothesis_template"}),
-        ),
-        Task(
-            "fill-mask",
-            "MaskedLM",
-            "distilbert/distilroberta-base",
-            "fb53ab8",
-            frozenset({"top_k", "targets"}),
-        ),
-    )
-}
+_CLASSIFIER = "SequenceClassification"
+_TASKS = (
+    Task("sentiment-analysis", _CLASSIFIER, "distilbert/distilbert-base-uncased-finetuned-sst-2-english",
+         "714eb0f", frozenset({"top_k", "function_to_apply"}), listed=True),
+    Task("ner", "TokenClassification", "dbmdz/bert-large-cased-finetuned-conll03-english", "4c53496",
+         frozenset({"grouped_entities", "aggregation_strategy", "ignore_labels"})),
+    Task("question-answering", "QuestionAnswering", "distilbert/distilbert-base-cased-distilled-squad", None,
+         frozenset({"top_k", "max_answer_len", "no_answer", "score_scope"})),
+    Task("summarization", "Seq2SeqLM", "sshleifer/distilbart-cnn-12-6", None, _GENERATION, listed=True),
+    Task("translation_en_to_de", "Seq2SeqLM", "google-t5/t5-base", None, _GENERATION, listed=True,
+         source="en", target="de"),
+    Task("text-generation", "CausalLM", "openai-community/gpt2", None,
+         _GENERATION | {"num_return_sequences", "return_full_text"}),
+    Task("zero-shot-classification", _CLASSIFIER, "facebook/bart-large-mnli", "d7645e1",
+         frozenset({"labels", "multi_label", "hypothesis_template"})),
+    Task("fill-mask", "MaskedLM", "distilbert/distilroberta-base", "fb53ab8",
+         frozenset({"top_k", "targets"})),
+)  # fmt: skip
+TASKS: Mapping[str, Task] = {task.name: task for task in _TASKS}
 """Name → task. Any ``translation_XX_to_YY`` is one too."""
 
 ALIASES = {"text-classification": "sentiment-analysis", "token-classification": "ner"}
