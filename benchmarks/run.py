@@ -40,6 +40,7 @@ BENCHMARKS = (
     "inference",
     "export",
     "onevision",
+    "fit",
 )
 
 

@@ -92,6 +92,7 @@ def plan_memory(s: Situation, config: FitConfig) -> dict[str, Any]:
         sequence=min(train.max_length, _longest(s)),
         rank=peft.r,
         checkpointing=train.activation_checkpointing is True,
+        bits=16 if train.precision == "bf16" else 32,
         adapter=None if peft.kind == "full" else count_adapter(s, config),
     )
     mixed = "full bf16 mixed" if train.precision == "bf16" else "full fp32"
