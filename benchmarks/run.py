@@ -27,6 +27,7 @@ BENCHMARKS = (
     "archive",
     "small",
     "report",
+    "carriers",
     "delta",
     "corruption",
     "fingerprint",
@@ -40,6 +41,7 @@ BENCHMARKS = (
     "inference",
     "export",
     "onevision",
+    "parity",
     "fit",
 )
 

@@ -21,6 +21,7 @@ builtin a caller would expect, so ``except ValueError`` or ``except OSError`` ke
     │   ├── PackedFormatUnsupported
     │   ├── UnsafePickle
     │   ├── NotAReel
+    │   ├── MissingCompanion
     │   ├── UnsupportedVersion
     │   ├── ConversionError
     │   └── NotAStore
@@ -183,6 +184,12 @@ class NotAReel(InputError):
     """The file has no reel section."""
 
     default_hint = "hilm encode writes reels; a plain video is not one"
+
+
+class MissingCompanion(InputError):
+    """A reel without the video that carries its symbols."""
+
+    default_hint = "put the file that was written with the reel beside it, under its own name"
 
 
 class UnsupportedVersion(InputError):

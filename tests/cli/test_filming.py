@@ -8,7 +8,7 @@ import pytest
 
 from hilm.cli.filming import decoded, encoded, find_reel, verified
 from tests.servers import Server
-from tests.tiny import bert_like
+from tests.tiny import bert_like, write_model
 
 REEL = {
     "model": "bert",
@@ -146,3 +146,22 @@ def test_rounding_to_few_bits_is_warned_of(hilm, house):
     assert hilm("encode", "base", "--bits", "4").code == 2
     back = hilm("decode", "base", "out")
     assert "rounded, NMSE" in back.out
+
+
+def test_the_price_of_a_video_is_said_before_it_is_written(house, hilm):
+    weights = np.random.default_rng(0).standard_normal((300, 300)).astype(np.float32)
+    write_model(house / "wide", {"w": weights})
+    ran = hilm("encode", "wide", "--carrier", "utvideo", "--storage-dir", "store", "--json", "--no-preview")
+    assert ran.code == 0, ran.err
+    assert "bits per weight where packed costs" in ran.err
+    assert "tensors in flat layout: 1" in ran.err
+    assert ran.document["models"][0]["carrier"] == "utvideo"
+    reel = ran.document["models"][0]["reel"]
+    assert hilm("verify", reel, "--against", "wide", "--json").document["ok"]
+    Path(reel).with_suffix(".avi").unlink()
+    missing = hilm("verify", reel)
+    assert missing.code == 2
+    assert "is not beside the reel" in missing.err
+    tiny = hilm("encode", "base", "--carrier", "vp9", "--storage-dir", "store")
+    assert (tiny.code, "has nothing that a video carries" in tiny.err) == (2, True)
+    assert not list((house / "store" / "reels").glob("base*"))

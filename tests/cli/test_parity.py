@@ -5,7 +5,10 @@ import pytest
 pytest.importorskip("torch")
 
 from hilm.models.onevision import load_onevision
+from hilm.reel.encoder import encode_archive
+from hilm.weights import open_checkpoint
 from tests.parity.conftest import pair  # noqa: F401 - a fixture
+from tests.parity.media import write_picture
 
 
 def test_a_run_of_a_pair(hilm, pair):  # noqa: F811 - the fixture
@@ -40,3 +43,54 @@ def test_a_dump_and_a_selftest(hilm, pair, house):  # noqa: F811 - the fixture
     assert {"caught", "planted", "faults"} <= ran.document.keys()
     assert hilm("parity", "selftest", "dump").code == 2
     assert hilm("parity", "run", "module:nowhere:x", "dump", *file).code == 2
+
+
+@pytest.fixture(scope="module")
+def scaled(pair, tmp_path_factory):  # noqa: F811 - the fixture
+    """The packed encoder with one projection scaled by two percent, and a reel of it."""
+    folder = tmp_path_factory.mktemp("scaled")
+    model = load_onevision(pair / "padded", packed=True)
+    model.encoder.layers[1].self_attn.proj.weight.data.mul_(1.02)
+    model.save_pretrained(folder / "other")
+    with open_checkpoint(folder / "other") as checkpoint:
+        encode_archive(checkpoint, folder / "other.reel.mp4", preview=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("", 3),
+        ("--require compatible", 0),
+        ("--require floor", 3),
+        ("--k 1e9 --k-token 1e9 --k-free 1e9", 0),
+        ("--k 1e9 --k-token 1e9", 3),
+        ("--k-free 1e9 --k-token 1e9", 3),
+        ("--k-free 1e9 --k 1e9", 3),
+        ("--require compatible --layer 1", 0),
+        ("--precision float32 --mode local", 3),
+        ("--precision deployed --blocks encoder.layers", 3),
+        ("--min-sqnr 20", 0),
+        ("--min-sqnr 60", 3),
+        ("--blocks nowhere", 2),
+        ("--memory-limit 1", 2),
+        ("--layer x", 2),
+    ],
+)
+def test_what_is_asked_for_decides(hilm, pair, scaled, house, line, code):  # noqa: F811 - the fixture
+    write_picture(house / "big.png", 280, 280)
+    sides = [f"{pair}/packed", f"{scaled}/other"]
+    ran = hilm("parity", "run", *sides, "--no-audit", "--input", "a=big.png", "--json", *line.split())
+    assert ran.code == code, ran.err
+    if code == 3 and "sqnr" not in line and "1e9" not in line:
+        assert ran.document["first_divergence"]["stage"] == "layer.1"
+
+
+def test_weights_of_a_reel(hilm, pair, scaled):  # noqa: F811 - the fixture
+    words = ["parity", "run", f"{scaled}/other", "--input", f"a={pair}/1.png"]
+    reel = f"reel:{scaled}/other.reel.mp4"
+    assert hilm(*words, f"{pair}/packed", "--candidate-weights", reel).code == 0
+    assert hilm(*words, f"{pair}/packed").code == 3
+    assert hilm(*words, f"{pair}/packed", "--reference-weights", f"{pair}/packed").code == 0
+    ran = hilm(*words, f"{pair}/packed", "--candidate-weights", "reel:nowhere")
+    assert (ran.code, "nowhere" in ran.err) == (2, True)

@@ -27,6 +27,15 @@ def test_search_ranks_matches_with_their_evidence():
     assert lines[6] == "q differs from base by training."
 
 
+def test_search_names_the_relative_of_every_component():
+    parts = [{"component": "text", "matches": MATCHES[:1]}, {"component": "sight", "matches": []}]
+    document = {"query": "q", "method": "hybrid", "matches": MATCHES, "components": parts}
+    assert click.unstyle(found(document)).splitlines()[-2:] == [
+        "component text: base (fine-tune, p < 1e-300)",
+        "component sight: no relative",
+    ]
+
+
 def test_search_without_matches_says_what_to_look_at():
     assert "hilm list" in found({"query": "q", "method": "hybrid", "matches": []})
 

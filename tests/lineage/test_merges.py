@@ -53,6 +53,18 @@ def test_weights_of_linear_merges(family, how):
     assert found.error < 0.01
 
 
+def test_two_merges_of_the_same_parents_do_not_explain_each_other(family):
+    parents, _, models, prints = family
+    half, most = (average((w, models["m0"]), (1 - w, models["m1"])) for w in (0.5, 0.7))
+    for own, other, share in ((half, most, 0.5), (most, half, 0.7)):
+        found, names = parents(own, *prints(other=other))
+        assert (found.kind, names) == ("linear", {"m0", "m1"})
+        assert max(found.weights) == pytest.approx(share, abs=0.02)
+    three = average(*((1 / 3, models[f"m{k}"]) for k in range(3)))
+    found, names = parents(three, *prints(half=half, most=most))
+    assert (found.kind, names) == ("linear", {"m0", "m1", "m2"})
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_parents_of_ties_without_weights(family, count):
     parents, tasks, _, _ = family

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hilm.errors import CatalogError, UsageError
-from hilm.lineage import records, scan, search
+from hilm.lineage import scan, search
 from hilm.lineage.catalog import Catalog
 from hilm.lineage.gram import WORDS
 from hilm.lineage.scan import ScanIndex
@@ -280,4 +280,3 @@ def test_quantised_copies_are_told_by_their_lattice(tmp_path):
     found = verdict(weigh(*prints))
     assert found.relation == "quantized"
     assert found.details["quantization"] == {"model": "b", "of": "a", "bits": 4, "group": "row"}
-    assert records.CODES.itemsize == 184

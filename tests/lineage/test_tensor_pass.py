@@ -42,7 +42,6 @@ def test_a_stack_is_the_sum_of_its_matrices(tmp_path):
     whole = traits_of(tmp_path / "stack", "w", {"w": stack})
     parts = [traits_of(tmp_path / str(i), "w", {"w": part}) for i, part in enumerate(stack)]
     np.testing.assert_array_equal(whole.position, sum(p.position for p in parts))
-    np.testing.assert_array_equal(whole.histogram, sum(p.histogram for p in parts))
     for found, dtype in (("codes", records.CODES), ("profiles", records.PROFILES)):
         rows = columns(getattr(whole, found), dtype)
         assert set(rows["exact"]) == {int.from_bytes(digest(whole).exact, "little")}
@@ -55,10 +54,9 @@ def test_traits_of_two_tensors_add_up(tmp_path):
     matrices = np.random.default_rng(3).standard_normal((2, 48, 64)).astype(np.float32)
     matrices[1, 0, 0] = np.nan
     first, second = (traits_of(tmp_path / str(i), "w", {"w": m}) for i, m in enumerate(matrices))
-    position, histogram = first.position.copy(), first.histogram + second.histogram
+    position = first.position.copy()
     first.add(second)
     np.testing.assert_array_equal(first.position, position)  # the second has no sketch
-    np.testing.assert_array_equal(first.histogram, histogram)
     assert (len(first.digests), len(first.codes), len(first.profiles), first.nonfinite) == (2, 1, 2, 1)
 
 

@@ -53,6 +53,15 @@ def test_the_tree_of_a_family(family):
     assert graph.hints == ()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_tensors_left_alone_tell_a_model_from_its_short_fine_tunes(tmp_path, seed):
+    base = bert_like(seed)
+    tuned = {f"tuned{k}": plus(base, (0.003, task(base, 10 * seed + k))) for k in range(4)}
+    prints = Prints(tmp_path)(base=base, holes=pruned(base), **tuned)
+    found = steps(prints, lineage_graph(prints, len(prints)))
+    assert found["holes"] == {"base": ("pruned", True)}
+
+
 def test_weights(family):
     prints, graph = family
     weights = {prints[e.parent].name: e.weight for e in graph.edges if prints[e.child].name == "mean"}

@@ -4,8 +4,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from transformers import ViTConfig, ViTModel  # noqa: E402 - without torch there is nothing to import
+
 from hilm.models.onevision import OneVisionConfig, OneVisionModel, load_onevision  # noqa: E402 - without torch there is nothing to import
-from hilm.parity.selftest import train_like, witness  # noqa: E402 - without torch there is nothing to import
+from hilm.parity.runners import module_runner  # noqa: E402 - without torch there is nothing to import
+from hilm.parity.selftest import train_like  # noqa: E402 - without torch there is nothing to import
 from tests.parity.media import write_clip, write_picture  # noqa: E402 - without torch there is nothing to import
 
 
@@ -18,10 +21,22 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+def vision_transformer(width):
+    """A small vision transformer with trained-like weights, as a runner."""
+    config = ViTConfig(
+        hidden_size=width, num_hidden_layers=3, num_attention_heads=4, intermediate_size=4 * width,
+        image_size=[126, 154], patch_size=14, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = ViTModel(config).eval()
+    train_like(model)
+    return module_runner(model, label="ViT")
+
+
 @pytest.fixture(scope="session")
 def vit():
-    """A small vision transformer with trained-like weights, as a runner."""
-    return witness(layers=3, width=64)
+    """One of width 64."""
+    return vision_transformer(64)
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,21 @@ def write_clip(path: Path, frames: int, *, uneven: bool = False, rotation: int =
     return path
 
 
+def cut_mp4(path: Path, frames: int) -> None:
+    """Let the edit list of an mp4 file begin some frames later, at 30 frames per second."""
+    data = bytearray(path.read_bytes())
+
+    def shift(place: int, by: float) -> None:
+        value = int.from_bytes(data[place : place + 4], "big", signed=True) + round(by)
+        data[place : place + 4] = value.to_bytes(4, "big", signed=True)
+
+    scales = [int.from_bytes(data[data.index(box) + 16 :][:4], "big") for box in (b"mvhd", b"mdhd")]
+    place = data.index(b"elst") + 4 + 8  # version 0: flags and count; duration, then where the media begins
+    shift(place, -frames * scales[0] / 30)
+    shift(place + 4, frames * scales[1] / 30)
+    path.write_bytes(data)
+
+
 def rotate_mp4(path: Path, degrees: int) -> None:
     """Write a rotation into the display matrix of an mp4 file's track header."""
     cosine, sine = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]

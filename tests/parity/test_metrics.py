@@ -11,6 +11,12 @@ from hilm.errors import InputError
 from hilm.parity import metrics
 from hilm.parity.inputs import grid_keys
 from hilm.parity.metrics import align, judge, measure, worst_tokens
+from hilm.reel.decoder import Reel
+from hilm.reel.encoder import encode_small
+from hilm.reel.rate import Rounding
+from hilm.reel.verification import verify_reel
+from hilm.weights import open_checkpoint
+from tests.tiny import write_model
 
 RANDOM = np.random.default_rng(0)
 ROWS = RANDOM.standard_normal((50, 16)).astype(np.float32)
@@ -123,3 +129,16 @@ def test_the_worst_token_comes_first():
     tokens = worst_tokens(measure(ROWS, other), grid_keys(1, 5, 10))
     assert tokens[0]["token"] == [0, 0, 0, 9]
     assert len(tokens) == metrics.WORST
+
+
+def test_a_reel_is_verified_by_the_same_figures(tmp_path):
+    matrix = np.random.default_rng(3).standard_normal((64, 96)).astype(np.float32)
+    with open_checkpoint(write_model(tmp_path / "model", {"w": matrix})) as checkpoint:
+        encode_small(checkpoint, tmp_path / "x.reel.mp4", Rounding(bits=3), preview=False)
+        with Reel.open(tmp_path / "x.reel.mp4") as reel:
+            report, decoded = verify_reel(reel, checkpoint), reel.tensor("w")
+    measured = measure(matrix.reshape(1, -1), decoded.reshape(1, -1))
+    assert report.ok
+    assert report.nmse == pytest.approx(measured.rel_l2**2, rel=1e-9)
+    assert report.max_abs == pytest.approx(measured.max_abs, rel=1e-9)
+    assert report.rounded[0]["error"]["cosine"] == pytest.approx(measured.cosine_min, rel=1e-9)

@@ -11,7 +11,8 @@ from hilm.errors import InputError
 from hilm.parity.engine import compare
 from hilm.parity.inputs import Item
 from hilm.parity.onnx_runner import OnnxRunner
-from hilm.parity.selftest import generated_item, witness
+from hilm.parity.selftest import generated_items
+from tests.parity.conftest import vision_transformer
 
 onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
@@ -21,9 +22,9 @@ pytest.importorskip("onnxruntime")
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A model, its export, and an input."""
-    runner = witness(layers=3, width=32)
+    runner = vision_transformer(32)
     model = runner.load()
-    item = generated_item(model)
+    item = generated_items(model)[0]
     pixels = torch.from_numpy(item.pixels[:, :, 0].copy())
     path = tmp_path_factory.mktemp("onnx") / "vit.onnx"
     logging.disable(logging.WARNING)

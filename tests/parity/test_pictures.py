@@ -13,7 +13,7 @@ from PIL import Image
 from hilm.errors import InputError
 from hilm.parity.inputs import Reading
 from hilm.parity.pictures import read_clip, read_picture, recognise, sample_frames
-from tests.parity.media import CONTAINERS, read_number, write_clip, write_picture
+from tests.parity.media import CONTAINERS, cut_mp4, read_number, write_clip, write_picture
 
 READING = Reading()
 
@@ -66,6 +66,17 @@ def test_a_container_that_lies_about_its_frames(tmp_path):
     assert (facts["total_frames"], facts["container_frames"]) == (30, 99)
     assert [read_number(frame) for frame in frames] == facts["frame_indices"] == sample_frames(30, READING)
     assert any("announces 99" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "b-frames.mp4"])
+def test_an_edit_list_cuts_the_beginning(tmp_path, name):
+    path = write_clip(tmp_path / name, 45)
+    cut_mp4(path, 5)
+    frames, facts, warnings = read_clip(path, READING)
+    assert (facts["total_frames"], facts["container_frames"]) == (40, 45)
+    assert facts["frame_indices"] == sample_frames(40, READING)
+    assert [read_number(frame) for frame in frames] == [5 + index for index in facts["frame_indices"]]
+    assert "the container announces 45 frames, 40 were decoded" in warnings
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])

@@ -11,14 +11,14 @@ from hilm.cli.output import plain
 from hilm.parity.engine import compare
 from hilm.parity.report import console, describe_divergence, junit, page
 from hilm.parity.runners import module_runner
-from hilm.parity.selftest import generated_item
+from hilm.parity.selftest import generated_items
 
 MARKUP = "<b>&.png"
 
 
 @pytest.fixture(scope="module")
 def report(vit):
-    item = replace(generated_item(vit.load()), name="cat", path=MARKUP, facts={"note": MARKUP})
+    item = replace(generated_items(vit.load())[0], name="cat", path=MARKUP, facts={"note": MARKUP})
     model = vit.load()
     model.layers[1].mlp.fc1.weight.data *= 1.02
     candidate = replace(module_runner(model), label=MARKUP)

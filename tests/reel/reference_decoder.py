@@ -257,8 +257,8 @@ def crc32c(data):
     return crc ^ 0xFFFFFFFF
 
 
-def read_reel(data):
-    """Manifest and records of a reel of one generation."""
+def read_reel(data, video=b""):
+    """Manifest and records of a reel of one generation; its packets are in the bytes of ``video``."""
     magic, manifest_at, manifest_size, digest, index_at, index_size, index_crc, generation, own = (
         struct.unpack_from("<8sQQ32sQQI4xQQ", data, len(data) - 128)
     )
@@ -268,7 +268,7 @@ def read_reel(data):
     assert hashlib.sha256(manifest).digest() == digest
     assert crc32c(index) == index_crc
     entries = list(struct.iter_unpack("<QIIBBHI", index))
-    records = [body[offset : offset + size] for offset, size, *_ in entries]
+    records = [(video if e[3] == 3 else body)[e[0] : e[0] + e[1]] for e in entries]
     assert [crc32c(record) for record in records] == [entry[2] for entry in entries]
     return json.loads(manifest), records
 

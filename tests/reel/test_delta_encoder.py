@@ -293,3 +293,20 @@ def test_the_film_shows_the_difference_on_its_own_scale(tmp_path):
     with Reel.open(tmp_path / "d.mp4") as reel:
         scales = {frame["tensor"]: frame["scale"] for frame in reel.file.manifest["front"]["frames"]}
     assert scales == {"w": 2.0**-10, "only": 1.0}  # the weights themselves have 2^-5 or so
+
+
+def test_bytes_beside_rounded_differences_are_kept(tmp_path):
+    old = {"w": np.ones((40, 50), np.float32), "u8": np.arange(400, dtype=np.uint8).reshape(20, 20)}
+    new = {
+        "w": old["w"] + np.random.default_rng(0).standard_normal((40, 50), np.float32),
+        "u8": old["u8"] + 1,
+    }
+    write_model(tmp_path / "base", old)
+    write_model(
+        tmp_path / "tuned", {name: np.asarray(values, old[name].dtype) for name, values in new.items()}
+    )
+    delta(tmp_path / "tuned", tmp_path / "base", tmp_path / "d", bits=4.0)
+    with Reel.open(tmp_path / "d") as reel, open_checkpoint(tmp_path / "base") as base:
+        reel.stand_on(CheckpointBase(base))
+        assert reel.words("u8").tobytes() == new["u8"].astype(np.uint8).tobytes()
+        assert "error" in reel.tensors["w"]

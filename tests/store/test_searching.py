@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from hilm.errors import NotACheckpoint, OfflineError, UnknownModel, UsageError
+from hilm.lineage.comparison import NARROW
 from hilm.lineage.fingerprint import fingerprint
 from hilm.lineage.gram import WORDS
 from hilm.store import Store
 from hilm.weights import open_checkpoint
 from tests.lineage.family import mixed, reads_stream
+from tests.lineage.kinship import plus, task, ties
 from tests.store.conftest import tiny, tuned
-from tests.tiny import write_model
+from tests.tiny import bert_like, write_model
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +147,50 @@ def test_what_cannot_be_searched_is_said(filled, house, store):
         store.search(house / "base")
     with pytest.raises(UsageError):
         filled.search("base", method="magic")
+
+
+def test_parents_of_a_ties_merge_are_proved_by_values(tmp_path):
+    base = bert_like(1)
+    tasks = [task(base, 10 + k, shared=99, share=0.4) for k in range(3)]
+    models = {"base": base} | {f"child-{k}": plus(base, (1, t)) for k, t in enumerate(tasks)}
+    folders = [write_model(tmp_path / name, tensors) for name, tensors in models.items()]
+    merged = write_model(tmp_path / "merged", ties(base, *tasks[:2]))
+    store = Store(tmp_path / "store")
+    store.index(folders, jobs=1)
+    matches = {m["model"]: m for m in store.search(merged)["matches"]}
+    assert [m for m in matches if matches[m]["relation"] == "merge"] == ["child-0", "child-1"]
+    merge = matches["child-0"]["details"]["merge"]
+    assert (merge["kind"], merge["base"]) == ("ties", "base")
+    assert [p["factor"] for p in merge["parents"]] == pytest.approx([1, 1], abs=1e-3)
+    shutil.rmtree(folders[0])  # without the base nothing is proved
+    matches = store.search(merged)["matches"]
+    assert "ties" not in [m["details"]["merge"]["kind"] for m in matches if "merge" in m["details"]]
+
+
+@pytest.mark.parametrize("dtype", ["F16", "F8_E4M3"])
+def test_casts_that_no_digest_shows_are_found_in_values(filled, house, tmp_path, dtype):
+    with open_checkpoint(house / "base") as checkpoint:
+        tensors = {name: checkpoint.array(name) for name in checkpoint.tensors}
+    narrow = {name: values.astype(NARROW[dtype]) for name, values in tensors.items()}
+    cast = write_model(tmp_path / "cast", {n: v.astype(np.float32) for n, v in narrow.items()})
+    found = filled.search(cast)["matches"][0]
+    assert (found["model"], found["relation"], found["details"]["cast"]) == ("base", "dtype-cast", dtype)
+    wide = {name: values.astype(np.float32) for name, values in narrow.items()}
+    name = next(name for name, values in wide.items() if values.ndim > 1)
+    trained = write_model(tmp_path / "trained", wide | {name: wide[name] * np.float32(1.01)})
+    assert filled.search(trained)["matches"][0]["relation"] == "fine-tune"
+
+
+def test_components_of_a_model_are_searched_for_apart(tmp_path):
+    parts = {"text": bert_like(1), "sight": bert_like(2, width=80, hidden=160)}
+    folders = [write_model(tmp_path / name, tensors) for name, tensors in parts.items()]
+    both = {f"{name}.{n}": values for name, tensors in parts.items() for n, values in tensors.items()}
+    whole = write_model(tmp_path / "whole", both)
+    store = Store(tmp_path / "store")
+    store.index([*folders, whole], jobs=1)
+    found = {c["component"]: c["matches"] for c in store.search(whole)["components"]}
+    assert [name.partition(".")[0] for name in found] == ["sight", "text"]
+    for name, matches in found.items():
+        assert [(m["model"], m["relation"]) for m in matches] == [(name.partition(".")[0], "identical")]
+    assert "components" not in store.search(folders[0])
+    assert "components" not in store.search(whole, method="features")

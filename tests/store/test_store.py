@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from hilm.errors import NotAStore, StorageError, UnknownModel, UsageError
 from hilm.store import Store, encode, index, search
 from tests.store.conftest import contents, rows
+from tests.tiny import write_model
 
 
 def test_a_store_is_made_by_what_is_first_put_into_it(house, store):
@@ -120,3 +122,47 @@ def test_options_that_do_not_go_together_are_refused(house, store, options):
     with pytest.raises(UsageError):
         store.encode([house / "base"], **options)
     assert not store.path.exists()
+
+
+def test_a_base_that_deltas_need_is_not_removed_unawares(house, store):
+    store.encode([house / "tuned"], mode="delta", base=house / "base")
+    with pytest.raises(UsageError, match="deltas were taken from base: tuned"):
+        store.remove("base")
+    store.index([house / "base"])
+    assert {"base", "tuned"} == {row["name"] for row in store.catalog.models()}
+    assert store.remove("base", force=True)["removed"] == "base"
+    store.index([house / "base"])
+    store.remove("tuned")
+    assert store.remove("base")["removed"] == "base"
+
+
+def test_a_video_lives_and_dies_with_its_reel(store, tmp_path):
+    weights = np.random.default_rng(0).standard_normal((300, 300)).astype(np.float32)
+    write_model(tmp_path / "m", {"w": weights})
+    (made,) = store.encode([tmp_path / "m"], carrier="ffv1", preview=False)["models"]
+    assert (made["carrier"], made["layouts"]) == ("ffv1", {"w": ("flat", 0.0)})
+    files = {path.name: path.stat().st_size for path in store.reels.iterdir()}
+    assert sorted(name.rpartition(".")[2] for name in files) == ["lock", "mkv", "mp4"]
+    assert made["bytes"] == sum(files.values())
+    assert store.encode([tmp_path / "m"], carrier="ffv1", preview=False)["models"][0]["seconds"] == 0.0
+    packed = store.encode([tmp_path / "m"], preview=False)["models"][0]
+    assert packed["reel"] != made["reel"]
+    price = store.quote(tmp_path / "m", "ffv1")
+    assert price["tensor"] == "w"
+    assert price["carried"] > price["packed"] > 20
+    store.remove("m")
+    assert [path.name for path in store.reels.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "sample", "carrier": "ffv1"},
+        {"layout": "raster"},
+        {"carrier": "av1"},
+        {"mode": "delta", "carrier": "vp9", "base": "b"},
+    ],
+)
+def test_carriers_are_for_archives_and_small_reels(house, store, options):
+    with pytest.raises(UsageError):
+        store.encode([house / "base"], **options)

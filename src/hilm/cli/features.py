@@ -65,9 +65,7 @@ def features() -> None:
 )
 @click.option("--layer", type=int, default=-2, show_default=True, metavar="N", help="Which hidden state.")
 @click.option("--floor", is_flag=True, help="Also measure the padded model against itself in float32.")
-@click.option(
-    "--memory-limit", type=click.FloatRange(min=1), metavar="MB", help="[default: 80 % of what is free]"
-)
+@inputs.MEMORY
 @click.option("--overwrite", is_flag=True, help="Replace earlier results.")
 @inputs.reading
 @options.switches
@@ -87,7 +85,6 @@ def extract(
     named = {"image1": image1, "image2": image2, "video1": video1, "video2": video2}
     given = [f"{name}={name[:5]}:{path}" for name, path in named.items() if path is not None]
     parsed = parse_inputs([*given, *more])
-    attention = {"auto": "sdpa"}.get(rest["attn"], rest["attn"])
     document = extract_features(
         rest["hf_model_path"],
         rest["packing_model_path"],
@@ -95,7 +92,7 @@ def extract(
         rest["output_dir"],
         dtype=rest["dtype"],
         device=rest["device"],
-        attention=attention,
+        attention="sdpa" if rest["attn"] == "auto" else rest["attn"],
         layer=rest["layer"],
         floor=rest["floor"],
         memory_limit_mb=rest["memory_limit"],
@@ -131,8 +128,7 @@ def extracted(document: Document, folder: Path) -> str:
     "--norm-tolerance", type=float, default=0.1, show_default=True, help="Of the ratio of norms to 1."
 )
 @click.option("--details", is_flag=True, help="Compare with the precision floor too.")
-@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML here.")
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page here.")
+@inputs.reports
 @options.switches
 @click.pass_context
 def verify(
@@ -146,14 +142,12 @@ def verify(
     html: Path | None,
 ) -> None:
     """Compare the features of both models; ends with exit code 3 if they do not match."""
-    from hilm.files import write_file  # noqa: PLC0415
     from hilm.parity import report  # noqa: PLC0415 only this command pays for it
     from hilm.parity.features import verify_features  # noqa: PLC0415
 
     found = verify_features(features_dir, threshold=threshold, norm_tolerance=norm_tolerance)
-    for path, make in ((junit, report.features_junit), (html, report.features_page)):
-        if path is not None:
-            write_file(path, make(found).encode())
+    inputs.write_report(junit, report.junit, found)
+    inputs.write_report(html, report.features_page, found)
     text = "\n".join([found.text(), *(["", *found.details()] if details else [])])
     output.emit(found.document(), lambda _: text)
     if not found.ok:

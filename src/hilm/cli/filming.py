@@ -38,6 +38,7 @@ FEW_BITS = 3
         "hilm encode ./bert-base ./roberta-base --max-params 30000",
         "hilm encode --models ./bert-base ./roberta-base --storage-dir experiment_1",
         "hilm encode ./my-bert --mode delta --base ./bert-base",
+        "hilm encode ./bert-base --carrier ffv1",
         "hilm encode ./gpt2 --stream --layers attention mlp --chunk-size 8000 --max-params 35000",
     ),
 )
@@ -56,6 +57,7 @@ FEW_BITS = 3
 @options.selection
 @click.option("--stream", is_flag=True, help="A film of chunks, one frame each.")
 @options.rounding
+@options.carriers
 @click.option("--lossy", is_flag=True, help="Round the differences of a delta, to 2.5 bits or --bits.")
 @click.option("--name", help="The model's name in the store. [default: the folder's]")
 @click.option("--no-preview", is_flag=True, help="Leave out the pictures a video player shows.")
@@ -78,6 +80,8 @@ def encode(
     exclude_layers: tuple[str, ...],
     name: str | None,
     no_preview: bool,
+    carrier: str,
+    layout: str,
     force: bool,
     download_popular: bool,
     revision: str | None,
@@ -95,10 +99,14 @@ def encode(
     named = [options.at_revision(model, revision) for model in (*models, *more_models)]
     if not (named or popular):
         raise UsageError("no model to encode", hint="name folders or files: hilm encode ./bert-base ./gpt2")
+    mode = mode or ("delta" if base else "sample" if max_params or stream else "archive")
+    if carrier != "packed":
+        for model in named:
+            _quote(hilm.Store(storage_dir).quote(model, carrier, mode=mode, **rounding))
     with output.progress() as progress:
         document = hilm.Store(storage_dir).encode(
             [*named, *popular],
-            mode=mode or ("delta" if base else "sample" if max_params or stream else "archive"),
+            mode=mode,
             base=base,
             lossy=lossy,
             max_params=max_params,
@@ -108,6 +116,8 @@ def encode(
             exclude_layers=exclude_layers or None,
             name=name,
             preview=not no_preview,
+            carrier=carrier,
+            layout=layout,
             jobs=jobs,
             ray=ray,
             force=force,
@@ -119,7 +129,7 @@ def encode(
         if reel["mode"] == "small" and reel["bits_per_weight"] < FEW_BITS:
             text = f"{reel['model']}: below {FEW_BITS} bits per weight its outputs change visibly"
             output.note(f"{text} (cosine below .95 is likely)", label="warning", color="yellow")
-        for text in _delta_notes(reel):
+        for text in (*_delta_notes(reel), *_layout_notes(reel)):
             output.note(f"{reel['model']}: {text}")
     output.emit(document, encoded)
 
@@ -130,6 +140,27 @@ def _delta_notes(reel: Document) -> Iterator[str]:
         yield f"not in the base, archived: {', '.join(map(clean, reel['unpaired']))}"
     if reel.get("energy_lost"):
         yield f"rounding lost {reel['energy_lost']:.2%} of the energy of the difference"
+
+
+def _quote(price: Document) -> None:
+    """Say what a video costs before it is written."""
+    text = "has nothing that a video carries"
+    if price["tensor"] is not None:
+        more = price["carried"] / price["packed"] - 1
+        text = (
+            f"costs {figure(price['carried'])} bits per weight where packed costs {figure(price['packed'])}"
+        )
+        text += f" ({more:+.1%}, measured on {clean(price['tensor'])})"
+    output.note(f"{clean(price['model'])}: {price['carrier']} {text}")
+
+
+def _layout_notes(reel: Document) -> Iterator[str]:
+    """Say how the weights lie in the frames of a video."""
+    for layout in ("raster", "flat", "hilbert"):
+        gains = [gain for chosen, gain in reel.get("layouts", {}).values() if chosen == layout]
+        if gains:
+            saved = f", saving up to {max(gains):.1f} %" if any(gains) else ""
+            yield f"tensors in {layout} layout: {len(gains)}{saved}"
 
 
 def encoded(document: Document) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -41,6 +42,34 @@ FLAGS = (
     click.option("--max-pixels", type=click.IntRange(min=1), default=178_956_970, help="Largest picture."),
     click.option("--allow-partial", is_flag=True, help="Use a clip that breaks midway up to there."),
 )
+
+
+REPORTS = (
+    click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML here."),
+    click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page here."),
+)
+
+MEMORY = click.option(
+    "--memory-limit",
+    type=click.FloatRange(min=1),
+    metavar="MB",
+    help="Refuse what is estimated to take more.  [default: 80 % of what is free]",
+)
+
+
+def reports(function: Function) -> Function:
+    """Add the flags that name files for reports."""
+    for option in reversed(REPORTS):
+        option(function)
+    return function
+
+
+def write_report(path: Path | None, make: Callable[[Any], str], found: Any) -> None:  # noqa: ANN401 - a report
+    """Write one of these files, if it was asked for."""
+    if path is not None:
+        from hilm.files import write_file  # noqa: PLC0415 only these commands pay for it
+
+        write_file(path, make(found).encode())
 
 
 def reading(function: Function) -> Function:

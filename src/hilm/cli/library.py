@@ -113,13 +113,14 @@ def show(
 @click.command("rm", cls=options.Command, examples=("hilm rm bert-base", "hilm rm bert-base --yes --json"))
 @click.argument("model")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Even if deltas in the store were taken from it.")
 @options.storage_dir
 @options.switches
-def remove(model: str, *, yes: bool, storage_dir: Path | None) -> None:
+def remove(model: str, *, yes: bool, force: bool, storage_dir: Path | None) -> None:
     """Forget a model and delete its reel. Asks first when somebody is at the terminal."""
     if not yes and sys.stdin.isatty():
         click.confirm(f"forget {clean(model)} and delete its reel?", abort=True, err=True)
-    output.emit(hilm.Store(storage_dir).remove(model), described)
+    output.emit(hilm.Store(storage_dir).remove(model, force=force), described)
 
 
 UNITS = {"bytes": size, "seconds": seconds, "p_value": chance}

@@ -175,6 +175,26 @@ def rounding(function: Function) -> Function:
     return function
 
 
+def carriers(function: Function) -> Function:
+    """Add --carrier and --layout."""
+    for option in (
+        click.option(
+            "--layout",
+            type=click.Choice(["auto", "raster", "flat", "hilbert"]),
+            default="auto",
+            help="How weights lie in frames. [default: auto, what measures least]",
+        ),
+        click.option(
+            "--carrier",
+            type=click.Choice(["packed", "ffv1", "utvideo", "vp9"]),
+            default="packed",
+            help="What coded weights ride in; a lossless video costs more bits. [default: packed]",
+        ),
+    ):
+        option(function)
+    return function
+
+
 def revision(function: Function) -> Function:
     """Add --revision; and --variant and --weights-file, which :func:`at_revision` obeys."""
     for flag, metavar, text in (

@@ -12,10 +12,11 @@ from hilm.cli import inputs, options, output
 from hilm.cli.output import clean, figure, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from hilm.cli.output import Document
     from hilm.parity.inputs import Item
+    from hilm.parity.sides import Side
 
     Function = Callable[..., Any]
 
@@ -71,8 +72,8 @@ def input_flag(*, required: bool) -> Callable[[Function], Function]:
     "--blocks", multiple=True, metavar="PATH", help="Stack of layers; twice where the sides differ."
 )
 @click.option("--no-audit", is_flag=True, help="Run even if weights or buffers differ.")
-@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML here.")
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page here.")
+@inputs.MEMORY
+@inputs.reports
 @inputs.reading
 @options.switches
 @click.pass_context
@@ -87,49 +88,53 @@ def run(
 ) -> None:
     """Compare stage by stage, against the rounding of the number format; exit code 3 if they do not agree.
 
-    REFERENCE and CANDIDATE are model folders, ONNX files, dumps, or module:package.module:factory.
+    REFERENCE and CANDIDATE are model folders, adapters (ADAPTER or BASE+ADAPTER), ONNX files, dumps, or
+    module:package.module:factory.
     """
-    from hilm.files import write_file  # noqa: PLC0415
-    from hilm.parity import report  # noqa: PLC0415 only this command pays for it
+    from hilm.parity import memory, report  # noqa: PLC0415 only this command pays for it
     from hilm.parity.engine import compare  # noqa: PLC0415
-    from hilm.parity.sides import open_runner  # noqa: PLC0415
+    from hilm.parity.sides import Side  # noqa: PLC0415
     from hilm.parity.verdict import Gates  # noqa: PLC0415
 
-    items = read_items(reference, given, rest)
-    paths = (*rest["blocks"], "", "")[:2] if len(rest["blocks"]) != 1 else rest["blocks"] * 2
-    found = compare(
-        open_runner(reference, weights=rest["reference_weights"], blocks=paths[0]),
-        open_runner(candidate, weights=rest["candidate_weights"], blocks=paths[1]),
-        items,
-        mode=rest["mode"],
-        precision=rest["precision"],
-        require=rest["require"],
-        gates=Gates(rest["k"], rest["k_token"], rest["k_free"], rest["layer"], min_sqnr=rest["min_sqnr"]),
-        check_weights=not rest["no_audit"],
-    )
+    sides = [Side.parse(reference), Side.parse(candidate)]
+    items, fields = read_items(sides, given, rest)
+    paths = [side.path for side in sides if side.kind in {"hf", "onnx"}]
+    expected = memory.estimate(paths, fields, items, None, rest["memory_limit"])
+    blocks = (*rest["blocks"], "", "")[:2] if len(rest["blocks"]) != 1 else rest["blocks"] * 2
+    with memory.refusing(expected):
+        found = compare(
+            sides[0].runner(weights=rest["reference_weights"], blocks=blocks[0]),
+            sides[1].runner(weights=rest["candidate_weights"], blocks=blocks[1]),
+            items,
+            mode=rest["mode"],
+            precision=rest["precision"],
+            require=rest["require"],
+            gates=Gates(rest["k"], rest["k_token"], rest["k_free"], rest["layer"], min_sqnr=rest["min_sqnr"]),
+            check_weights=not rest["no_audit"],
+        )
     for warning in found.warnings:
         output.note(warning, label="warning", color="yellow")
-    for path, make in ((rest["junit"], report.junit), (rest["html"], report.page)):
-        if path is not None:
-            write_file(path, make(found).encode())
+    inputs.write_report(rest["junit"], report.junit, found)
+    inputs.write_report(rest["html"], report.page, found)
     output.emit(found.document(), lambda _: report.console(found))
     if found.verdict != "pass":
         context.exit(3)
 
 
-def read_items(reference: str, given: tuple[str, ...], rest: dict[str, Any]) -> list[Item]:
-    """Read the inputs as the reference wants them; arrays are what they are."""
-    from hilm.parity.inputs import parse_inputs, read_inputs  # noqa: PLC0415 only these commands pay for it
-    from hilm.parity.pictures import recognise  # noqa: PLC0415
+def read_items(
+    sides: Sequence[Side], given: tuple[str, ...], rest: dict[str, Any]
+) -> tuple[list[Item], dict[str, Any]]:
+    """Read the inputs as the first side with a config wants them; also return that config."""
+    from hilm.parity import inputs as files  # noqa: PLC0415 only these commands pay for it
+    from hilm.parity.encoders import fit_reading, read_fields  # noqa: PLC0415
 
-    reading, parsed = inputs.make_reading(rest), parse_inputs(given)
-    kinds = [kind or recognise(Path(path)) for _, kind, path in parsed]
-    path = reference.removeprefix("hf:")
-    if set(kinds) != {"arrays"} and (Path(path) / "config.json").exists():
-        from hilm.parity.encoders import fit_reading  # noqa: PLC0415 needs transformers
-
-        reading = fit_reading(path, reading)[1]
-    return read_inputs(parsed, reading)
+    reading, parsed = inputs.make_reading(rest), files.parse_inputs(given)
+    kinds = files.recognise_inputs(parsed)
+    path = next((side.path for side in sides if side.kind == "hf"), None)
+    fields = {} if path is None else read_fields(path)
+    if path is not None and set(kinds) != {"arrays"}:
+        reading = fit_reading(path, fields, reading)
+    return files.read_inputs(parsed, reading), fields
 
 
 @parity.command(cls=options.Command, examples=("hilm parity dump ./vit ./dump --input cat=cat.jpg",))
@@ -141,9 +146,10 @@ def read_items(reference: str, given: tuple[str, ...], rest: dict[str, Any]) -> 
 def dump(model: str, out_dir: Path, *, given: tuple[str, ...], **rest: Any) -> None:  # noqa: ANN401
     """Write every stage of a run, to be compared elsewhere or later: OUT_DIR is a side of hilm parity run."""
     from hilm.parity.runners import write_dump  # noqa: PLC0415 only this command pays for it
-    from hilm.parity.sides import open_runner  # noqa: PLC0415
+    from hilm.parity.sides import Side  # noqa: PLC0415
 
-    write_dump(open_runner(model), read_items(model, given, rest), out_dir)
+    side = Side.parse(model)
+    write_dump(side.runner(), read_items([side], given, rest)[0], out_dir)
     output.emit({"out": str(out_dir)}, lambda found: f"written to {clean(found['out'])}")
 
 
@@ -171,15 +177,16 @@ def selftest(
     from hilm.errors import UsageError  # noqa: PLC0415 only this command pays for it
     from hilm.parity.runners import TorchRunner  # noqa: PLC0415
     from hilm.parity.selftest import selftest as plant  # noqa: PLC0415
-    from hilm.parity.sides import open_runner  # noqa: PLC0415
+    from hilm.parity.sides import Side  # noqa: PLC0415
     from hilm.parity.verdict import Gates  # noqa: PLC0415
 
-    runner = open_runner(model) if model else None
+    side = Side.parse(model) if model else None
+    runner = side.runner() if side else None
     if runner is not None and not isinstance(runner, TorchRunner):
         raise UsageError(f"{model}: faults can be planted in torch models only", hint="give a model folder")
     found = plant(
         runner,
-        read_items(str(model), given, rest) if given else None,
+        read_items([side] if side else [], given, rest)[0] if given else None,
         gates=replace(Gates(), k=k),
         precisions=("float32", "bfloat16") if precision == "both" else (precision,),
     )

@@ -172,9 +172,19 @@ def found(document: Document) -> str:
             ),
             "",
             *(clean(text) for text in dict.fromkeys(match["sentence"] for match in told)),
+            *assembled(document),
             *adapted(document),
         ]
     )
+
+
+def assembled(document: Document) -> list[str]:
+    """Write the nearest relative of each component, if there are several."""
+    lines = []
+    for part in document.get("components", ()):
+        best = [f"{m['model']} ({m['relation']}, p {chance(m['p_value'])})" for m in part["matches"][:1]]
+        lines.append(clean(f"component {part['component']}: {best[0] if best else 'no relative'}"))
+    return lines
 
 
 def adapted(document: Document) -> list[str]:

@@ -138,9 +138,9 @@ def _bytes(folder: Path) -> int:
 
 
 def _reach(endpoint: str) -> bool:
-    session = require("huggingface_hub").utils.get_session()
+    session = require("huggingface_hub.utils").get_session()
     try:
         answer = session.head(f"{endpoint}/api/models", params={"limit": 1}, timeout=5)
-    except (OSError, require("httpx").HTTPError):
+    except (OSError, require("httpx2").HTTPError):
         return False
     return bool(answer.status_code < 500)

@@ -83,8 +83,7 @@ def sketch_product(
         return None
     position = fixed(sketch.vector)
     norm = abs(scale(config, down.name, down.shape[0])) * sketch.weight_norm
-    codes = code(quantise(position), RUNS), np.zeros(4, np.uint64)
-    return (rows, columns, 0, 0, norm, *codes), position
+    return (rows, columns, 0, norm, code(quantise(position), RUNS)), position
 
 
 def scale(config: Mapping[str, Any], name: str, rank: int) -> float:

@@ -99,7 +99,7 @@ class Catalog:
         Args:
             table: One of ``fingerprints``, ``reels``, ``models``, ``runs``.
             where: Column to its value, or to a collection of values it may have; all must hold.
-            columns: Columns to read, beside the key and what orders the rows; all by default.
+            columns: Columns wanted beside the key; all by default.
 
         Raises:
             CatalogError: The table cannot be read.
@@ -111,16 +111,18 @@ class Catalog:
             query = self._open(table).search().select(wanted)
             if where:
                 query = query.where(_condition(where))
-            found = query.to_arrow().to_pylist()
-        found.sort(key=lambda row: (row[spec.stamp], row["run_id"]))
+            found = query.to_arrow().sort_by([(spec.stamp, "ascending"), ("run_id", "ascending")])
+        if columns is not None:
+            found = found.select(sorted({spec.key, *columns}))
         unique: dict[bytes, Row] = {}
-        for row in found:
+        for row in found.to_pylist():
             unique.setdefault(row[spec.key], row)
         return list(unique.values())
 
-    def models(self, where: Where = EVERY_ROW) -> list[Row]:
-        """Rows of ``models`` whose fingerprint is there; ``where`` as in ``rows``."""
-        found = self.rows("models", where)
+    def models(self, where: Where = EVERY_ROW, *, columns: Sequence[str] | None = None) -> list[Row]:
+        """Rows of ``models`` whose fingerprint is there; arguments as of ``rows``."""
+        columns = None if columns is None else [*columns, "content_key"]
+        found = self.rows("models", where, columns=columns)
         content: Where = {"content_key": {row["content_key"] for row in found}} if where else EVERY_ROW
         known = {row["content_key"] for row in self.rows("fingerprints", content, columns=["content_key"])}
         return [row for row in found if row["content_key"] in known]

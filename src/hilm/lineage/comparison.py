@@ -19,6 +19,7 @@ from hilm.lineage.anatomy import dissect
 from hilm.lineage.assignment import UNALIGNED, Aligned, align, decoded, stored_tensors, upper_half
 from hilm.lineage.profile import find_codebook, find_lattice
 from hilm.lineage.sketch import RUNS, SketchAccumulator, matrix_key
+from hilm.lineage.sparse import read_values
 from hilm.lineage.statistics import LEVELS, units_tail
 from hilm.lineage.tables import is_fixed_table, read_corner, read_profile, spread
 from hilm.lineage.units import find_turn, match_units
@@ -40,6 +41,7 @@ NARROW: dict[str, Any] = {  # what weights are commonly rounded to
     "F8_E5M2": ml_dtypes.float8_e5m2,
 }
 GLANCE = 64  # values that show most tensors not to be rounded ones
+TENSORS = 64  # tensors looked at for a cast
 MATRICES = 8  # matrices profiled, and differences whose rank is taken
 FLAT = 1e-3  # singular values below this share of the first are noise
 CORNER = 512  # side of the block whose rank is taken
@@ -259,6 +261,28 @@ def _common_cast(
         if None not in kinds:
             return "+".join(sorted({k for k in kinds if k})), side
     return None, None
+
+
+def sampled_cast(a: Checkpoint, b: Checkpoint) -> tuple[str, Literal["a", "b"]] | tuple[None, None]:
+    """The type that one checkpoint was rounded to, and which one it is, by values of up to 64 tensors.
+
+    Names, shapes and the middle values of these tensors tell; :func:`compare` reads everything.
+    """
+    shapes = [{t.name: t.shape for t in stored_tensors(c) if t.is_weight} for c in (a, b)]
+    if shapes[0] != shapes[1]:
+        return None, None
+    pairs = []
+    for name in spread(sorted(shapes[0]), TENSORS):
+        x, y = (read_values(c, [name]) for c in (a, b))
+        kinds = {
+            (k, s)
+            for k, t in NARROW.items()
+            for s, w, n in (("b", x, y), ("a", y, x))
+            if _is_rounded(w, n, t)
+        }
+        same = np.array_equal(x, y)
+        pairs.append(TensorPair(name, name, 1.0, 0.0, same, len(x), frozenset(kinds)))
+    return _common_cast(pairs, ())
 
 
 # Kind of change

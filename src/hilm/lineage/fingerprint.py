@@ -21,6 +21,7 @@ from hilm.lineage.digest import model_digest
 from hilm.lineage.gram import KINDS, fold
 from hilm.lineage.schema import FINGERPRINT_SPEC
 from hilm.lineage.sketch import code, energy, quantise
+from hilm.lineage.tables import spread
 from hilm.lineage.tensor_pass import TensorPass, Traits
 from hilm.lineage.tokens import read_anchors
 from hilm.weights.blocks import read_blocks
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 _FLAG_F0, _FLAG_F1, _FLAG_F2, _FLAG_F3, _FLAG_F4 = 1, 2, 4, 8, 16
 _KIND_SHIFT = 8
+PROFILED = 8
+"""Matrices whose profiles are kept: enough to tell lattice and codebook."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +94,7 @@ class Fingerprint:
         """The bytes that equal weights share, whatever names, files and order they came in."""
         hashes = records.identical_part(self.hashes, records.HASHES, 32)
         codes = records.identical_part(self.codes, records.CODES, records.CODES_HEAD.itemsize)
-        profile = records.identical_part(self.profile, records.PROFILES, 0, 8 * records.BINS)
+        profile = records.identical_part(self.profile, records.PROFILES)
         return b"".join((self.position.tobytes(), self.anchored.tobytes(), hashes, codes, profile))
 
     def to_row(self, content_key: bytes) -> dict[str, Any]:
@@ -273,6 +276,7 @@ def _pack_codes(traits: Traits, mask: int) -> bytes:
 
 
 def _pack_profiles(traits: Traits) -> bytes:
-    rows = np.array([row for _, row in traits.profiles], records.PROFILES)
-    names, tail = [name for name, _ in traits.profiles], traits.histogram.astype("<u8").tobytes()
-    return records.pack(b"HLF4", b"", rows, names, tail)
+    ordered = sorted(traits.profiles, key=lambda p: (p[1][0], p[1][1].tobytes(), p[0]))
+    some = spread(ordered, PROFILED)
+    rows = np.array([row for _, row in some], records.PROFILES)
+    return records.pack(b"HLF4", b"", rows, [name for name, _ in some])

@@ -53,22 +53,24 @@ class Merge:
 
     Attributes:
         kind: ``linear``: a weighted average; ``nonlinear``: of these parents, but no average, or trained
-            further; ``layers``: whole matrices of one or another.
+            further; ``layers``: whole matrices of one or another; ``ties``, ``dare``: some values of each.
         parents: Numbers of the candidates, the heaviest first.
-        weights: Their weights in a linear merge (what is missing from 1 is the base's); the share of the
-            matrices that came from each in a merge by layers; none otherwise.
+        weights: Their weights in a linear or ``dare`` merge (what is missing from 1 is the base's); the share
+            of the matrices that came from each in a merge by layers; none otherwise.
         error: Standard error of the weights of a linear merge.
-        base: The one that the parents of a nonlinear merge come from.
         residual: What is left unexplained, as a share of the distance to the nearest parent (linear), to the
-            base (nonlinear), or of the matrices (layers).
+            base (nonlinear), of the matrices (layers), or of values (ties, dare).
+        base: The one that the parents of a nonlinear, ``ties`` or ``dare`` merge come from.
+        factors: What the kept changes of each parent were multiplied by (ties, dare).
     """
 
-    kind: Literal["linear", "nonlinear", "layers"]
+    kind: Literal["linear", "nonlinear", "layers", "ties", "dare"]
     parents: tuple[int, ...]
     weights: tuple[float, ...] | None
     error: float | None
     residual: float
     base: int | None = None
+    factors: tuple[float, ...] | None = None
 
 
 def find_merge(
@@ -108,11 +110,33 @@ def _find_blend(child: NDArray[np.float64], candidates: NDArray[np.float64]) -> 
 
 
 def _find_average(gram: NDArray[np.float64]) -> Merge | None:
-    """The smallest set whose weighted average is the child: of two, three, then one more at a time.
+    """What the child is a weighted average of; if it can be, of models that are no averages themselves.
 
     Args:
         gram: Inner products of the ways from the child to the candidates.
     """
+    pure = [k for k in range(len(gram)) if not _is_between(gram, k)]
+    found = _smallest_average(gram[np.ix_(pure, pure)])
+    if found is not None:
+        return replace(found, parents=tuple(pure[k] for k in found.parents))
+    return _smallest_average(gram) if len(pure) < len(gram) else None
+
+
+def _is_between(gram: NDArray[np.float64], candidate: int) -> bool:
+    """Whether a candidate is an average of two of the others, or of one and the child."""
+    points = np.pad(gram, (0, 1))  # the child last: all ways start there
+    row = points[candidate]
+    ways = np.delete(np.delete(points - row - row[:, None] + row[candidate], candidate, 0), candidate, 1)
+    pairs = np.array(list(combinations(range(len(ways)), 2)))
+    if not len(pairs):
+        return False
+    weights, residuals = _average(ways, pairs)
+    nearest = np.sqrt(np.diagonal(ways)[pairs].min(axis=1))
+    return bool(((weights.min(axis=1) >= PART) & (residuals <= LINEAR * nearest)).any())
+
+
+def _smallest_average(gram: NDArray[np.float64]) -> Merge | None:
+    """The smallest set whose weighted average is the child: of two, three, then one more at a time."""
     sets: list[tuple[int, ...]] = list(combinations(range(len(gram)), 2))
     for size in range(2, min(len(gram), MOST_PARENTS) + 1):
         weights, residuals = _average(gram, np.array(sets))
@@ -306,53 +330,85 @@ def find_parents(child: Print, relatives: Sequence[Print]) -> Merge | None:
     Returns:
         The merge; parents are numbers of relatives.
     """
-    if _is_worn(child):
-        return None
-    start = child.sums[0]
-    useful = [i for i, p in enumerate(relatives) if p.rounded != child.rounded and not _is_worn(p)]
-    useful.sort(key=lambda i: float(np.linalg.norm(relatives[i].sums[0] - start)))
-    near = list({relatives[i].rounded: i for i in reversed(useful)}.values())[::-1][:NEAREST]
+    near = _nearest(child, relatives)
     merge = find_layers(_votes(child, [relatives[i] for i in near])) if near else None
     if merge is None:
-        near = [i for i in near if _is_sibling(child, relatives[i])]
+        near = siblings(child, relatives)
         family = np.array([p.sums[0] for p in relatives]).reshape(-1, RUNS)
-        merge = find_merge(start, family[near], family)
-    if merge is None:
-        return None
-    base = near[merge.base] if merge.base is not None else None
-    return replace(merge, parents=tuple(near[k] for k in merge.parents), base=base)
+        merge = find_merge(child.sums[0], family[near], family)
+    return replaced(merge, near) if merge else None
 
 
-def _is_sibling(child: Print, other: Print) -> bool:
-    """Whether an average of the two could make sense: equal shapes, and basis vectors in common."""
-    near = cosine(child.sums[0], other.sums[0])
-    return child.side().shapes == other.side().shapes and near is not None and near >= SIBLING
+def replaced(merge: Merge, numbers: Sequence[int]) -> Merge:
+    """The merge with other numbers for its parents and base."""
+    base = numbers[merge.base] if merge.base is not None else None
+    return replace(merge, parents=tuple(numbers[k] for k in merge.parents), base=base)
 
 
-def as_merge(judged: Verdict, child: str, merge: Merge, parents: Sequence[str]) -> Verdict:
+def siblings(child: Print, relatives: Sequence[Print], *, copies: bool = False) -> list[int]:
+    """Numbers of the relatives whose values could have been mixed into the child's, the nearest first.
+
+    Their shapes are equal, their sketches similar, and neither they nor the child were quantised or pruned.
+    Without ``copies`` only one of models that are equal but for rounding and names.
+    """
+    shapes = child.side().shapes
+    return [
+        i
+        for i in _nearest(child, relatives, copies=copies)
+        if relatives[i].side().shapes == shapes
+        and (cosine(child.sums[0], relatives[i].sums[0]) or 0.0) >= SIBLING
+    ]
+
+
+def _nearest(child: Print, relatives: Sequence[Print], *, copies: bool = False) -> list[int]:
+    """Numbers of the relatives that are as they were trained, the nearest first."""
+    if _is_worn(child):
+        return []
+    useful = [i for i, p in enumerate(relatives) if p.rounded != child.rounded and not _is_worn(p)]
+
+    def far(i: int) -> tuple[float, bool]:
+        other = relatives[i]
+        return float(np.linalg.norm(other.sums[0] - child.sums[0])), other.vocabulary != child.vocabulary
+
+    useful.sort(key=far)
+    if copies:
+        return useful[:NEAREST]
+    return list({relatives[i].rounded: i for i in reversed(useful)}.values())[::-1][:NEAREST]
+
+
+def as_merge(
+    judged: Verdict, child: str, merge: Merge, parents: Sequence[str], base: str | None = None
+) -> Verdict:
     """The verdict on a model and one of its parents; facts about values stay as they are."""
     if judged.relation in {"identical", "subset", "dtype-cast"}:
         return judged
-    details = judged.details | {"merge": details_of(merge, child, parents)}
-    return replace(judged, relation="merge", details=details, sentence=sentence_of(merge, child, parents))
+    details = judged.details | {"merge": details_of(merge, child, parents, base)}
+    return replace(
+        judged, relation="merge", details=details, sentence=sentence_of(merge, child, parents, base)
+    )
 
 
-def details_of(merge: Merge, child: str, parents: Sequence[str]) -> dict[str, Any]:
+def details_of(merge: Merge, child: str, parents: Sequence[str], base: str | None) -> dict[str, Any]:
     """What is known of a merge, as data."""
-    weights = merge.weights or (None,) * len(parents)
+    weights, factors = (x or (None,) * len(parents) for x in (merge.weights, merge.factors))
     return {
         "model": child,
         "kind": merge.kind,
-        "parents": [{"model": p, "weight": w} for p, w in zip(parents, weights, strict=True)],
+        "base": base,
+        "parents": [
+            {"model": p, "weight": w, "factor": f} for p, w, f in zip(parents, weights, factors, strict=True)
+        ],
         "weight_error": merge.error,
         "residual": merge.residual,
     }
 
 
-def sentence_of(merge: Merge, child: str, parents: Sequence[str]) -> str:
+def sentence_of(merge: Merge, child: str, parents: Sequence[str], base: str | None = None) -> str:
     """The same for people."""
+    names = f"{', '.join(parents[:-1])} and {parents[-1]}"
+    if merge.factors is not None:
+        return f"{child} is a {merge.kind.upper()} merge of {names}: of what they changed of {base}"
     if merge.weights is None:
-        names = f"{', '.join(parents[:-1])} and {parents[-1]}"
         return f"{child} is a merge of {names}, not linear or trained further"
     parts = [f"{name} ({weight:.0%})" for name, weight in zip(parents, merge.weights, strict=True)]
     how = "a merge by layers" if merge.kind == "layers" else "a weighted average"

@@ -34,7 +34,6 @@ FIELDS = (
 )
 """Order of ``Profile.fields``."""
 
-_BINS = 2048
 _FORM = FIELDS.index("form")
 _CODEBOOKS = (16, 256)
 _DECISIVE = 256  # entries that a lattice error needs
@@ -46,7 +45,7 @@ _GRID = 512  # codebook entries are told apart to 1/512 of the scale
 _EDGE = np.float32(1e-4)
 _0, _HALF, _1 = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _one = np.uint64(1)
-_BIN, _MAGNITUDE = np.uint32(21), np.uint32(0x7FFFFFFF)
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
 _OFFSET, _END = np.float32(_GRID + 0.5), np.float32(2 * _GRID + 1)
 _ROUND = np.float32(3 << 22)  # added and subtracted, it rounds a float32 to the nearest integer
 
@@ -62,11 +61,9 @@ class Profile:
             ``FORMS`` (NaN where undecided); the index in ``FORMS`` of the fewest bits on a lattice (-1:
             none); the number of distinct scaled values that occur in two groups; the number of values
             sampled.
-        histogram: int64 [2048], counts by the upper 11 bits of the float32 words.
     """
 
     fields: NDArray[np.float32]
-    histogram: NDArray[np.int64]
 
     def value(self, name: str) -> float:
         """Return one field by its name in ``FIELDS``."""
@@ -108,7 +105,7 @@ class ProfileAccumulator:
 
     def finish(self) -> Profile:
         """Return the profile; fields that a value which is not finite spoils are NaN."""
-        return Profile(*_measure(self._sample))
+        return Profile(_measure(self._sample))
 
 
 def find_lattice(profiles: Iterable[Profile]) -> Lattice | None:
@@ -251,21 +248,20 @@ def _unordered(ordered: np.int32) -> np.float32:
 
 
 @njit(cache=True, nogil=True)
-def _measure(sample: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """All fields, and the histogram."""
+def _measure(sample: NDArray[np.float32]) -> NDArray[np.float32]:
+    """All fields."""
     fields, size = np.empty(len(FIELDS), np.float32), sample.size
-    sums, histogram, largest = _count(sample)
+    sums, smallest, largest = _count(sample)
     mean = _total(sums) / size
     powers = _powers(sample, mean)
     m2, m3, m4 = _total(powers[0]) / size, _total(powers[1]) / size, _total(powers[2]) / size
     fields[:2] = mean, math.sqrt(m2)
     fields[2:4] = (m3 / m2**1.5, m4 / m2**2) if m2 else (0.0, 0.0)
     fields[4] = largest
-    zero = histogram[0] or histogram[_BINS // 2]  # the bins that zeros fall into
-    fields[5:7] = _zeros(sample) if zero else (0.0, 0.0)
+    fields[5:7] = (0.0, 0.0) if smallest else _zeros(sample)
     fields[7:13], fields[13], fields[14] = _find_levels(sample)
     fields[15] = size
-    return fields, histogram
+    return fields
 
 
 @njit(cache=True, nogil=True)
@@ -297,20 +293,19 @@ def _zeros(sample: NDArray[np.float32]) -> tuple[float, float]:
 
 
 @njit(cache=True, nogil=True)
-def _count(sample: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64], np.float32]:
-    """Sums by column, the histogram, and the largest magnitude."""
+def _count(sample: NDArray[np.float32]) -> tuple[NDArray[np.float64], np.uint32, np.float32]:
+    """Sums by column, bits of the smallest magnitude, and the largest magnitude."""
     rows, columns = sample.shape
     values, words = sample.reshape(-1), sample.reshape(-1).view(np.uint32)
-    sums, histogram, largest = np.zeros(columns), np.zeros(_BINS, np.int64), np.uint32(0)
+    sums, smallest, largest = np.zeros(columns), _MAGNITUDE, np.uint32(0)
     for i in range(words.size):
-        largest = max(largest, np.uint32(words[i] & _MAGNITUDE))
-    for i in range(words.size):
-        histogram[words[i] >> _BIN] += 1
+        magnitude = np.uint32(words[i] & _MAGNITUDE)
+        smallest, largest = min(smallest, magnitude), max(largest, magnitude)
     for row in range(rows):
         start = np.uint64(row * columns)
         for j in range(np.uint64(columns)):
             sums[j] += values[start + j]
-    return sums, histogram, np.uint32(largest).view(np.float32)
+    return sums, smallest, np.uint32(largest).view(np.float32)
 
 
 @njit(cache=True, nogil=True)

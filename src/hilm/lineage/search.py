@@ -51,8 +51,6 @@ AKIN = 7.0
 COMPARED = 512
 """Matrices of a model that are compared one by one, at most."""
 
-_PROFILED = 8  # matrices that decide about lattice and codebook
-
 
 class Print:
     """A fingerprint as the catalog keeps it, with its records parsed when needed.
@@ -79,14 +77,19 @@ class Print:
         return KINDS[number - 1] if self.row["flags"] & HAS_GRAM else None
 
     @cached_property
+    def hashes_record(self) -> records.Record:
+        """F0, with names."""
+        return records.unpack(b"HLF0", self.row["tensor_hashes"], records.HASHES, 32)
+
+    @property
     def hashes(self) -> NDArray[np.void]:
         """F0: one row per tensor."""
-        return records.unpack(b"HLF0", self.row["tensor_hashes"], records.HASHES, 32).rows
+        return self.hashes_record.rows
 
-    @cached_property
+    @property
     def digest(self) -> bytes:
         """Digest of all values: equal for identical models, 32 bytes."""
-        return records.unpack(b"HLF0", self.row["tensor_hashes"], records.HASHES, 32).head
+        return self.hashes_record.head
 
     @cached_property
     def rounded(self) -> bytes:
@@ -108,21 +111,27 @@ class Print:
     @cached_property
     def matrices(self) -> NDArray[np.void]:
         """F3: one row per matrix, vocabulary tables left out."""
-        rows = self._codes.rows
+        rows = self.codes_record.rows
         plain: NDArray[np.void] = rows[rows["flags"] & records.IS_EMBEDDING == 0]
         return plain
 
     @cached_property
-    def _codes(self) -> records.Record:
+    def codes_record(self) -> records.Record:
+        """F3, with names."""
         size = records.CODES_HEAD.itemsize
         return records.unpack(b"HLF3", self.row["tensor_codes"], records.CODES, size)
 
     @cached_property
     def sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
         """F1 [1024], F2 [2016] as float64, and the mask of missing anchors."""
-        head = np.frombuffer(self._codes.head, records.CODES_HEAD)[0]
+        head = np.frombuffer(self.codes_record.head, records.CODES_HEAD)[0]
         position, anchored = head["position"].astype(np.float64), head["anchored"].astype(np.float64)
         return position, anchored, int(head["mask"])
+
+    @cached_property
+    def profile_record(self) -> records.Record:
+        """F4, with names."""
+        return records.unpack(b"HLF4", self.row["profile"], records.PROFILES)
 
     def side(self, identical: float = 0.0, rounded: float | None = None) -> Side:
         """This model as one side of a comparison."""
@@ -131,14 +140,14 @@ class Print:
     @cached_property
     def vocabulary(self) -> int | None:
         """Rows of the embedding, or None."""
-        tables = self._codes.rows[self._codes.rows["flags"] & records.IS_EMBEDDING != 0]
+        tables = self.codes_record.rows[self.codes_record.rows["flags"] & records.IS_EMBEDDING != 0]
         return int(max(tables["rows"].max(), tables["columns"].max())) if len(tables) else None
 
     @cached_property
     def _side(self) -> Side:
         plain = self.matrices
         shapes = Counter(zip(plain["rows"].tolist(), plain["columns"].tolist(), strict=True))
-        sides = Counter(side for row in self._codes.rows for side in {int(row["rows"]), int(row["columns"])})
+        sides = Counter(s for r in self.codes_record.rows for s in {int(r["rows"]), int(r["columns"])})
         profiles = self._profiles()
         lattice = find_lattice(profiles)
         codebook = find_codebook(profiles) if lattice is None else None
@@ -157,10 +166,7 @@ class Print:
         )
 
     def _profiles(self) -> list[Profile]:
-        """Profiles of a few matrices, spread evenly over the record's order."""
-        rows = records.unpack(b"HLF4", self.row["profile"], records.PROFILES, 0, 8 * records.BINS).rows
-        chosen = evenly(0, len(rows) - 1, min(_PROFILED, len(rows)))
-        return [Profile(rows["figures"][i], np.empty(0, np.int64)) for i in chosen]
+        return [Profile(figures) for figures in self.profile_record.rows["figures"]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -298,6 +298,17 @@ def _code(form: NDArray[np.int8], flips: NDArray[np.int8], bits: int) -> NDArray
     for j in range(bits):
         words[j // 64] |= np.uint64(y[j] > 0) << np.uint64(j % 64)
     return words
+
+
+def directions(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Directions that 1024-bit codes stand for, uint64 [n, 16] to ±1 times the transform, float64 [n, 1024].
+
+    Their mean cosine with the forms the codes were made of is √(2/π).
+    """
+    bits = np.unpackbits(words.astype("<u8").view(np.uint8), axis=-1, bitorder="little")
+    hadamard = reduce(np.kron, [np.array([[1.0, 1.0], [1.0, -1.0]])] * 10)
+    turned: NDArray[np.float64] = (2.0 * bits - 1) @ hadamard * _bit_signs()
+    return turned
 
 
 def code_cosine(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:

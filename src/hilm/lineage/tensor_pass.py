@@ -9,7 +9,7 @@ import numpy as np
 
 from hilm.lineage import records
 from hilm.lineage.digest import DigestAccumulator, TensorDigest
-from hilm.lineage.gram import PAIRS, Anchors, GramAccumulator, fold
+from hilm.lineage.gram import PAIRS, Anchors, GramAccumulator
 from hilm.lineage.profile import Profile, ProfileAccumulator
 from hilm.lineage.sketch import (
     RUNS,
@@ -48,7 +48,6 @@ class Traits:
     Attributes:
         position: Fixed-point sum of F1, int64 [1024].
         anchored: Fixed-point sum of F2, int64 [2016].
-        histogram: Sum of the histograms of F4, int64 [2048].
         digests: F0 of every tensor, by name, with its number of values.
         codes: F3 of every sketched matrix, by name of its tensor: rows of ``records.CODES``.
         profiles: F4 of every matrix likewise: rows of ``records.PROFILES``.
@@ -57,7 +56,6 @@ class Traits:
 
     position: NDArray[np.int64] = field(default_factory=lambda: np.zeros(RUNS, np.int64))
     anchored: NDArray[np.int64] = field(default_factory=lambda: np.zeros(PAIRS, np.int64))
-    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros(records.BINS, np.int64))
     digests: list[tuple[str, TensorDigest, int]] = field(default_factory=list)
     codes: list[tuple[str, Row]] = field(default_factory=list)
     profiles: list[tuple[str, Row]] = field(default_factory=list)
@@ -67,7 +65,6 @@ class Traits:
         """Take over what was found in other tensors."""
         self.position += other.position
         self.anchored += other.anchored
-        self.histogram += other.histogram
         self.digests += other.digests
         self.codes += other.codes
         self.profiles += other.profiles
@@ -125,7 +122,6 @@ class TensorPass:
     def _close(self, work: _MatrixPass) -> None:
         profile = work.profile.finish()
         self._profiles.append((profile.fields,))
-        self._traits.histogram += profile.histogram
         if not work.sketched or self._is_fixed(work.matrix, profile):
             return
         sketch = work.finish_sketch()
@@ -222,5 +218,4 @@ def _code_row(
 ) -> Row:
     """Columns of ``records.CODES`` from the second on."""
     flags = records.IS_EMBEDDING * work.is_embedding | records.HAS_GRAM * bool(anchored.any())
-    codes = code(quantise(position), RUNS), code(fold(anchored))
-    return (work.matrix.rows, work.matrix.columns, 0, flags, sketch.weight_norm, *codes)
+    return (work.matrix.rows, work.matrix.columns, flags, sketch.weight_norm, code(quantise(position), RUNS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ PASSING = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "arc
 """Config fields that do not."""
 
 HUGE = 1e20
+ADAPTED = re.compile(r"\.(lora_\w+|base_layer|original_module|modules_to_save)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,8 @@ def digests(values: Tensor) -> tuple[str, str, str]:
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters by name; those of the packed encoder as the padded one names and cuts them."""
-    weights = {name: value.detach() for name, value in model.named_parameters()}
+    """Parameters by name but adapted ones; of the packed encoder as the padded one names and cuts them."""
+    weights = {n: v.detach() for n, v in model.named_parameters() if not ADAPTED.search(n)}
     config = getattr(model, "config", None)
     if getattr(config, "model_type", "") == "hilm_onevision_packed":
         convert = require("hilm.models.onevision").convert_state_dict
@@ -81,7 +83,7 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def survey(model: nn.Module, *, training: bool = False) -> Survey:
+def survey(model: nn.Module) -> Survey:
     """Look at a loaded torch module."""
     settings = {}
     for path, module in model.named_modules():
@@ -98,7 +100,8 @@ def survey(model: nn.Module, *, training: bool = False) -> Survey:
         {name: (digests(value)[0], oddity(value)) for name, value in model.named_buffers()},
         settings,
         {key: value for key, value in config.items() if key not in PASSING},
-        training,
+        model.training,
+        partial=any(ADAPTED.search(name) for name, _ in model.named_parameters()),
     )
 
 
@@ -125,9 +128,10 @@ def audit(reference: Runner, candidate: Runner) -> Audit | None:
     config = _differences(left.config, right.config) if left.config and right.config else {}
     settings = _differences(left.settings, right.settings) if left.settings and right.settings else {}
     settings = {key: pair for key, pair in settings.items() if None not in pair}
+    sides = ((reference.label, left), (candidate.label, right))
     buffers = [
         f"{side}: buffer {name} not restored: {odd}"
-        for side, found in ((reference.label, left), (candidate.label, right))
+        for side, found in sides
         for name, (_, odd) in found.buffers.items()
         if odd
     ]
@@ -136,13 +140,9 @@ def audit(reference: Runner, candidate: Runner) -> Audit | None:
     faults = [f"not the same weights: {name} differs" for name in different]
     faults += [f"not the same weights: only one side has {name}" for name in unmapped] + buffers
     warnings = [f"{key} is {a} here and {b} there" for key, (a, b) in {**config, **settings}.items()]
-    warnings += [
-        f"{label} was in train mode; it runs in eval mode"
-        for label, found in ((reference.label, left), (candidate.label, right))
-        if found.training
-    ]
-    if right.partial and counts["unpaired"]:
-        warnings.append(f"{counts['unpaired']} parameters have another form in the candidate; outputs decide")
+    warnings += [f"{side} was in train mode; it runs in eval mode" for side, found in sides if found.training]
+    if (left.partial or right.partial) and counts["unpaired"]:
+        warnings.append(f"{counts['unpaired']} parameters have another form on one side; outputs decide")
     return Audit(dict(counts), different, unmapped, config, settings, buffers, faults, warnings)
 
 
@@ -152,13 +152,15 @@ def _pair_weights(left: Survey, right: Survey) -> tuple[Counter[str], list[str],
     first, second = dict(left.weights), dict(right.weights)
     for name in sorted(first.keys() & second.keys()):
         a, b = first.pop(name), second.pop(name)
-        counts["identical" if a[0] == b[0] else "cast" if a[1] == b[1] or a[2] == b[2] else "different"] += 1
-        if a[0] != b[0] and a[1] != b[1] and a[2] != b[2]:
-            different.append(name)
-    by_value = {digest: name for name, digest in second.items()}
+        word = "identical" if a[0] == b[0] else "cast" if a[1] == b[1] or a[2] == b[2] else "different"
+        counts[word] += 1
+        different += [name] if word == "different" else []
+    by_value: dict[tuple[str, str, str], list[str]] = {}
+    for name, digest in second.items():
+        by_value.setdefault(digest, []).append(name)
     for name, digest in list(first.items()):
-        if digest in by_value and by_value[digest] in second:
-            del first[name], second[by_value[digest]]
+        if same := by_value.get(digest):
+            del first[name], second[same.pop()]
             counts["identical"] += 1
     counts["unpaired"] = len(first) + len(second)
     one_sided = not (first and second) and not (left.partial or right.partial)

@@ -1,9 +1,14 @@
-"""The padded and the packed encoder of ``hilm.models.onevision`` as runners that share token keys."""
+"""Transformers models as runners, loaded strictly and without running code of strangers.
+
+The padded and the packed encoder of ``hilm.models.onevision`` share token keys.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 from hilm.errors import InputError, UsageError
 from hilm.extras import require
 from hilm.parity.audit import digests, named_weights
-from hilm.parity.loading import load_transformers, read_config, read_weights
 from hilm.parity.runners import TorchRunner, prepare_module
+from hilm.reel.decoder import Reel
+from hilm.weights import open_checkpoint
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
 
     from hilm.parity.inputs import Item, Reading
     from hilm.parity.metrics import Keys
@@ -26,7 +34,7 @@ FAMILY = ("hilm_onevision", "onevision_encoder", "llava_vit")
 
 
 def read_fields(path: str) -> dict[str, Any]:
-    """Read ``config.json`` as data; that of a known foreign model needs no class for it.
+    """Read ``config.json`` as data; of the pair, also foreign ones, with defaults for what is not said.
 
     Raises:
         InputError: There is none, or of a type that is not known.
@@ -38,24 +46,23 @@ def read_fields(path: str) -> dict[str, Any]:
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{file}: not JSON", hint="give a model folder") from error
         if isinstance(fields, dict) and is_onevision(fields):
-            return fields
+            return {**require("hilm.models.onevision").OneVisionConfig().to_dict(), **fields}
     return dict(read_config(path).to_dict())
 
 
-def fit_reading(path: str, reading: Reading) -> tuple[dict[str, Any], Reading]:
-    """Return a model's config fields, and the reading with its patch and, where it takes but one, its size.
+def fit_reading(path: str, fields: dict[str, Any], reading: Reading) -> Reading:
+    """Return the reading with a model's patch and, where it takes but one, its size.
 
     Raises:
         InputError: It is no vision model.
     """
-    fields = read_fields(path)
     patch, size = fields.get("patch_size"), fields.get("image_size")
     sides = [size, size] if isinstance(size, int) else size
     if not isinstance(patch, int) or patch < 1:
         raise InputError(f"{path}: its config has no patch_size", hint="give a vision model")
     if is_onevision(fields) or not isinstance(sides, list | tuple):
-        return fields, replace(reading, patch=patch)
-    return fields, replace(reading, patch=patch, size=(int(sides[0]), int(sides[1])))
+        return replace(reading, patch=patch)
+    return replace(reading, patch=patch, size=(int(sides[0]), int(sides[1])))
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -81,6 +88,7 @@ def encoder_runner(
     packed: bool | None = None,
     attention: str = "sdpa",
     weights: str = "",
+    adapter: str = "",
     blocks: str = "",
     device: str = "cpu",
 ) -> TorchRunner:
@@ -91,6 +99,7 @@ def encoder_runner(
         packed: The variant of the pair wanted, converted if need be; as it is stored when None.
         attention: ``sdpa``, ``eager`` or ``flash``.
         weights: A checkpoint or reel whose weights it gets instead of its own.
+        adapter: Folder of an adapter for it.
         blocks: Path of the stack of blocks.
         device: Where it runs.
 
@@ -101,6 +110,9 @@ def encoder_runner(
     if attention == "flash" and not device.startswith("cuda"):
         raise UsageError(f"flash attention does not run on {device}", hint="--attn sdpa")
     kind = {"flash": "flash_attention_2"}.get(attention, attention)
+    if adapter:
+        load = partial(load_adapter, path, adapter)
+        return TorchRunner(load, prepare_module, f"{path}+{adapter}", blocks, device)
     config = read_fields(path)
     if not is_onevision(config):
         load = partial(load_transformers, path, weights, kind)
@@ -143,3 +155,108 @@ def prepare_packed(item: Item, model: nn.Module) -> tuple[tuple[Any, ...], dict[
         "patch_positions": batch.patch_positions.to(first.device),
     }
     return (), given, item.keys()
+
+
+def load_transformers(path: str, weights: str = "", attention: str | None = None) -> nn.Module:
+    """Load a transformers model strictly, as the class its config names, and run no code of strangers.
+
+    Args:
+        path: Folder or Hub id.
+        weights: A checkpoint or reel whose weights it gets instead of its own.
+        attention: Its attention implementation; its own choice when None.
+
+    Raises:
+        InputError: There is no config, no such architecture, or weights do not fit it.
+    """
+    transformers = require("transformers")
+    config = read_config(path)
+    name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
+    kind = getattr(transformers, name, transformers.AutoModel)
+    state = read_weights(weights) if weights else None
+    options = {"output_loading_info": True, "attn_implementation": attention}
+    with quiet():
+        try:
+            if state is None:
+                model, report = kind.from_pretrained(path, dtype="auto", **options)
+            else:
+                model, report = kind.from_pretrained(None, config=config, state_dict=state, **options)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(f"{path}: cannot be loaded: {first_line(error)}") from error
+    lacking = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
+    if lacking or report["unexpected_keys"]:
+        raise InputError(
+            f"{weights or path}: weights do not fit: missing or misshapen {lacking or 'none'}, "
+            f"unexpected {sorted(report['unexpected_keys']) or 'none'}",
+            hint="the config must be that of the weights",
+        )
+    return model
+
+
+def load_adapter(base: str, folder: str) -> nn.Module:
+    """Load a PEFT adapter, not merged, into its base model.
+
+    Args:
+        base: Folder or Hub id.
+        folder: The adapter.
+
+    Raises:
+        InputError: The adapter cannot be read, or does not fit the base.
+    """
+    peft, plain = require("peft"), load_transformers(base)
+    try:
+        with quiet():
+            adapted = peft.PeftModel.from_pretrained(plain, folder, autocast_adapter_dtype=False)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder}: no adapter of {base}: {first_line(error)}", hint="BASE+ADAPTER names both"
+        ) from error
+    model: nn.Module = adapted.base_model.model
+    return model
+
+
+def read_config(path: str) -> Any:  # noqa: ANN401 - transformers' config
+    """Read a transformers config.
+
+    Raises:
+        InputError: There is none, or of a type that is not known.
+    """
+    transformers = require("transformers")
+    try:
+        return transformers.AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: no usable config.json: {first_line(error)}", hint="give a model folder"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers and peft from drawing bars, and from warning of their own old names."""
+    logging = require("transformers").utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(category=FutureWarning, action="ignore"):
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def read_weights(spec: str) -> dict[str, Tensor]:
+    """Read a reel or any checkpoint as a state dict of float32 tensors."""
+    torch = require("torch")
+    kind, colon, rest = spec.partition(":")
+    if colon and kind == "reel":
+        with Reel.open(rest) as reel:
+            return {name: torch.from_numpy(reel.tensor(name)) for name in reel.tensors}
+    with open_checkpoint(rest if colon and kind in {"safetensors", "gguf"} else spec) as checkpoint:
+        weights = [name for name, info in checkpoint.tensors.items() if info.is_weight]
+        return {name: torch.from_numpy(checkpoint.array(name).copy()) for name in weights}

@@ -17,7 +17,7 @@ from hilm.errors import UsageError
 from hilm.parity.audit import audit
 from hilm.parity.metrics import align, measure
 from hilm.parity.runners import DTYPES
-from hilm.parity.verdict import HIGHER, Gates, ParityReport, Stage, Trial, conclude, judge_stage, place
+from hilm.parity.verdict import HIGHER, Gates, ParityReport, Stage, Trial, judge_stage, place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,18 +58,13 @@ def try_run(runner: Runner, item: Item, record: Record, mode: str) -> dict[str, 
         del given
         skipped = mode == "sub" and "/" not in stage
         kept = None if skipped or (mode == "block" and "/" in stage) else record.read(stage, "out")
+        # The error of a block is relative to what the block adds to its input.
+        own = record.read(stage, "in") if mode == "block" and stage.startswith("layer.") else None
         if kept is not None:
-            trials[stage] = _compare_stage(kept, rows, keys, _update_of(record, stage, mode))
+            trials[stage] = _compare_stage(kept, rows, keys, None if own is None else own[0])
 
     runner.run(item, sink, None if mode == "free" else record.read, mode)
     return trials
-
-
-def _update_of(record: Record, stage: str, mode: str) -> Rows | None:
-    """The input of a block, whose error is relative to what the block adds to it."""
-    is_block = mode == "block" and stage.startswith("layer.")
-    given = record.read(stage, "in") if is_block else None
-    return None if given is None else given[0]
 
 
 def _compare_stage(kept: tuple[Rows, Keys], rows: Rows, keys: Keys, given: Rows | None) -> Trial:
@@ -118,21 +113,18 @@ def compare(
     gates, warnings = gates or Gates(), [f"{i.name}: {w}" for i in items for w in i.warnings]
     modes = _modes(reference, candidate, mode, warnings)
     found = audit(reference, candidate) if check_weights else None
-    lossy = gates.min_sqnr is not None
+    stages, plan = [], list[str]()
     if found is not None:
         warnings += found.warnings
-        if found.faults and not lossy:
-            stage = {"stage": "audit", "detail": found.faults[0]}
-            return ParityReport(
-                reference.label, candidate.label, "fail", compatible=False, at_precision_floor=False,
-                first_divergence=stage, stages=[], floor={}, audit=found, items=items, warnings=warnings,
-            )  # fmt: skip
-    pairs = list(zip(items, candidate_items or items, strict=True))
-    stages = [stage for pair in pairs for stage in compare_inputs(*pair)]
-    plan = _plan(reference, candidate, precision)
-    for low in plan:
-        stages += _compare_in(reference, candidate, pairs, low, modes, gates)
-    return conclude((reference.label, candidate.label), items, stages, plan, gates, require, found, warnings)
+        stages = [Stage("audit", "audit", "input", "", "fail", detail=fault) for fault in found.faults[:20]]
+    if not stages or gates.min_sqnr is not None:
+        pairs = list(zip(items, candidate_items or items, strict=True))
+        stages = [stage for pair in pairs for stage in compare_inputs(*pair)]
+        plan = _plan(candidate, precision)
+        for low in plan:
+            stages += _compare_in(reference, candidate, pairs, low, modes, gates)
+    labels = (reference.label, candidate.label)
+    return ParityReport(*labels, items, stages, plan, gates, require, found, warnings)
 
 
 def _modes(reference: Runner, candidate: Runner, mode: str, warnings: list[str]) -> list[str]:
@@ -144,12 +136,11 @@ def _modes(reference: Runner, candidate: Runner, mode: str, warnings: list[str])
     return ([] if mode == "local" else ["free"]) + (["block", "sub"] if local and mode != "free" else [])
 
 
-def _plan(reference: Runner, candidate: Runner, precision: str) -> list[str]:
+def _plan(candidate: Runner, precision: str) -> list[str]:
     """Number formats to compare in, the finest first."""
     deployed = "float32" if candidate.dtype == "float64" else candidate.dtype
     if "cast" not in candidate.capabilities or precision == "deployed":
         return [deployed]
-    del reference
     return ["float32"] if precision == "float32" or deployed == "float32" else ["float32", deployed]
 
 
@@ -271,16 +262,8 @@ def compare_inputs(reference: Item, candidate: Item) -> list[Stage]:
     indices = [item.facts.get("frame_indices") for item in both]
     shapes = [None if item.frames is None else item.frames.shape for item in both]
     for stage, (a, b) in (("decode", indices), ("preprocess", shapes)):
-        results.append(
-            Stage(
-                name,
-                stage,
-                "input",
-                "",
-                "pass" if a == b else "fail",
-                detail="" if a == b else f"{b} for {a}",
-            )
-        )
+        status, detail = ("pass", "") if a == b else ("fail", f"{b} for {a}")
+        results.append(Stage(name, stage, "input", "", status, detail=detail))
     if shapes[0] is None or shapes[0] != shapes[1]:
         return results
     pixels = [item.pixels.reshape(-1, item.pixels.shape[-1]) for item in both]

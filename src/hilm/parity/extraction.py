@@ -15,16 +15,15 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from hilm.errors import UsageError
 from hilm.extras import require
 from hilm.files import write_file
-from hilm.parity.encoders import describe, encoder_runner, fit_reading
+from hilm.parity.encoders import describe, encoder_runner, fit_reading, read_fields
 from hilm.parity.features import METADATA, SIDES, flatten
-from hilm.parity.inputs import read_inputs
+from hilm.parity.inputs import read_inputs, recognise_inputs
+from hilm.parity.memory import estimate, refusing
 from hilm.parity.metrics import measure
-from hilm.weights import open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,9 +34,10 @@ if TYPE_CHECKING:
     from hilm.parity.inputs import Item, Reading
     from hilm.parity.runners import TorchRunner
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-FREE_SHARE = 0.8
 SHAPES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+ROTARY = ("rope_theta", "rope_style", "rope_temporal_size", "layer_norm_type")
+LIBRARIES = ("numpy", "torch", "transformers", "av", "PIL")
+PREPROCESS = ("fit", "frame_rounding", "sampling", "virtual_frames", "exif", "rotation", "background")
 
 
 def extract_features(
@@ -80,23 +80,23 @@ def extract_features(
     """
     out = prepare_folder(Path(output_dir), overwrite=overwrite)
     device = choose_device(device)
-    paths = {"hf": hf_model_path, "packing": packing_model_path}
-    if packing_model_path == "convert":
-        paths["packing"] = hf_model_path
+    converted = packing_model_path == "convert"
+    paths = {"hf": hf_model_path, "packing": hf_model_path if converted else packing_model_path}
     runners = {
         side: encoder_runner(path, packed=side == "packing", attention=attention, device=device)
         for side, path in paths.items()
     }
-    config, fitted = fit_reading(hf_model_path, reading)
-    refuse_other_shape(config, fit_reading(paths["packing"], reading)[0])
-    items = read_inputs(inputs, fitted)
-    estimate = check_memory(hf_model_path, config, items, BYTES[dtype], memory_limit_mb)
+    recognise_inputs(inputs)
+    config = read_fields(hf_model_path)
+    refuse_other_shape(config, read_fields(paths["packing"]))
+    items = read_inputs(inputs, fit_reading(hf_model_path, config, reading))
+    widest = "float32" if floor else dtype
+    expected = estimate([*paths.values()], config, items, widest, memory_limit_mb, device)
     features, models = {}, dict[str, Any]()
-    for side, runner in runners.items():
-        features[side], models[side] = _run_side(runner, items, dtype, layer)
-    features["packing"] = {
-        name: array.reshape(-1, array.shape[-1]) for name, array in features["packing"].items()
-    }
+    with refusing(expected):
+        for side, runner in runners.items():
+            features[side], models[side] = _run_side(runner, items, dtype, layer)
+        floors = _measure_floor(runners["hf"], items, features["hf"], layer) if floor else None
     models["same_weights"] = models["hf"]["weights_sha256"] == models["packing"]["weights_sha256"]
     document = {
         "hf_model_path": hf_model_path,
@@ -104,29 +104,19 @@ def extract_features(
         "num_frames": reading.num_frames,
         "device": device.partition(":")[0],
         "inputs": {item.name: item.facts for item in items},
-        "features": {
-            side: {name: list(array.shape) for name, array in arrays.items()}
-            for side, arrays in features.items()
-        },
-        **describe_run(reading, dtype=dtype, layer=layer, attn=attention),
-        "models": models,
-        "estimate": estimate,
-        "floor": _measure_floor(runners["hf"], items, features["hf"], layer) if floor else None,
-    }
-    return write_features(out, features, document)
-
-
-def describe_run(reading: Reading, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever was set
-    """Say what made the features: settings and versions."""
-    names = ("numpy", "torch", "transformers", "av", "PIL")
-    made = ("fit", "frame_rounding", "sampling", "virtual_frames", "exif", "rotation", "background")
-    return {
+        "features": {s: {n: list(a.shape) for n, a in arrays.items()} for s, arrays in features.items()},
         "schema": 1,
         "hilm_version": version("hilm"),
-        **settings,
-        "preprocess": {name: getattr(reading, name) for name in made},
-        "versions": {name: require(name).__version__ for name in names} | {"python": python_version()},
+        "dtype": dtype,
+        "layer": layer,
+        "attn": attention,
+        "preprocess": {name: getattr(reading, name) for name in PREPROCESS},
+        "versions": {name: require(name).__version__ for name in LIBRARIES} | {"python": python_version()},
+        "models": models,
+        "estimate": expected,
+        "floor": floors,
     }
+    return write_features(out, features, document)
 
 
 def write_features(
@@ -172,44 +162,22 @@ def refuse_other_shape(left: dict[str, Any], right: dict[str, Any]) -> None:
     Raises:
         UsageError: They do.
     """
-    names = (*SHAPES, "rope_theta", "rope_style", "rope_temporal_size", "layer_norm_type")
-    differing = [name for name in names if left.get(name) != right.get(name)]
+    differing = [name for name in SHAPES + ROTARY if left.get(name) != right.get(name)]
     if differing:
         text = ", ".join(f"{name} {left.get(name)} and {right.get(name)}" for name in differing)
         raise UsageError(f"the models are not of one shape: {text}", hint="give two variants of one model")
 
 
-def check_memory(
-    path: str, config: dict[str, Any], items: Sequence[Item], size: int, limit_mb: float | None
-) -> dict[str, Any]:
-    """Estimate weights and activations, ``N s (12 D + 2 M)``, and refuse what does not fit.
-
-    Raises:
-        UsageError: It does not.
-    """
-    with open_checkpoint(path) as checkpoint:
-        weights = checkpoint.total_parameters * size
-    per_token = size * (12 * config.get("hidden_size", 0) + 2 * config.get("intermediate_size", 0))
-    largest = max(items, key=lambda item: item.facts.get("tokens", 0))
-    tokens = largest.facts.get("tokens", 0)
-    needed, mib = (weights + tokens * per_token) / 2**20, 2**20
-    limit = limit_mb or FREE_SHARE * psutil.virtual_memory().available / mib
-    if needed > limit:
-        room = int((limit * mib - weights) / max(per_token, 1) / max(tokens / largest.grid[0], 1))
-        raise UsageError(
-            f"{largest.name} needs about {needed:,.0f} MiB, the limit is {limit:,.0f} MiB",
-            hint=f"--num_frames {room}" if 0 < room < largest.grid[0] else "give smaller inputs",
-        )
-    return {"weights_mb": weights / mib, "peak_mb": needed, "limit_mb": limit, "tokens": tokens}
-
-
 def _run_side(
     runner: TorchRunner, items: Sequence[Item], dtype: str, layer: int
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
-    """Hidden states by input, and what the model is."""
+    """Hidden states by input, those of a packed model without a batch axis, and what the model is."""
     runner.open(dtype)
-    facts = describe(runner.model)
-    states = {item.name: runner.hidden_state(item, layer) for item in items}
+    facts, states = describe(runner.model), {}
+    for item in items:
+        states[item.name] = runner.hidden_state(item, layer)
+        if not np.isfinite(states[item.name]).all():
+            item.facts["warnings"].append(f"features of {runner.label} are not finite everywhere")
     runner.close()
     return states, facts
 

@@ -11,9 +11,13 @@ from hilm.extras import require
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
+
+    from hilm.parity.inputs import Item
+    from hilm.parity.runners import Prepare, Prepared
 
     Plant = Callable[[nn.Module], bool]
+    Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,10 @@ def _scale(words: Sequence[str], factor: float, block: nn.Module) -> bool:
 def _zero_head(block: nn.Module) -> bool:
     found = linears(block, *OUT)
     counts = [
-        getattr(m, name, None) for m in block.modules() for name in ("num_heads", "num_attention_heads")
+        getattr(holder, name, None)
+        for module in block.modules()
+        for holder in (module, getattr(module, "config", None))
+        for name in ("num_heads", "num_attention_heads")
     ]
     heads = next((count for count in counts if isinstance(count, int)), 0)
     if not found or not heads:
@@ -117,6 +124,45 @@ def _approximate(block: nn.Module) -> bool:
     return False
 
 
+def _replace_token(block: nn.Module) -> bool:
+    def replaced(_: nn.Module, __: Any, output: Any) -> Any:  # noqa: ANN401 - torch's hooks
+        tokens = output[0] if isinstance(output, tuple) else output
+        tokens[..., 3, :] = tokens[..., 4, :]
+        return output
+
+    block.register_forward_hook(replaced)
+    return True
+
+
+def misplaced(prepare: Prepare, change: Change, item: Item, model: nn.Module) -> Prepared:
+    """Prepare an input of an encoder of the pair, and give its patches other slots, rows and columns."""
+    torch = require("torch")
+    args, words, keys = prepare(item, model)
+    places = torch.from_numpy(item.keys()[:, 1:]).long()
+    places[:, 0] = torch.tensor(item.slots)[places[:, 0]]
+    changed = change(places)
+    return args, {**words, "patch_positions": changed if "grid_thw" in words else changed[None]}, keys
+
+
+def _consecutive(places: Tensor) -> Tensor:
+    places[:, 0] = places[:, 0].unique(return_inverse=True)[1]
+    return places
+
+
+def _one_slot_off(places: Tensor) -> Tensor:
+    last = places[:, 0].max()
+    places[:, 0] -= ((places[:, 0] == last) & (last > 0)).long()
+    return places
+
+
+PLACES: dict[str, Change] = {
+    "no rotary embedding": lambda places: places * 0,
+    "rows and columns swapped": lambda places: places[:, [0, 2, 1]],
+    "slots 0 to T-1": _consecutive,
+    "one slot off by one": _one_slot_off,
+}
+"""Faults of where patches stand; every layer has them, so attention of the first must be named."""
+
 FAULTS = (
     Fault("q and k swapped", "attn", partial(_swap, QUERY, KEY)),
     Fault("k and v swapped", "attn", partial(_swap, KEY, VALUE)),
@@ -126,6 +172,7 @@ FAULTS = (
     Fault("output projection x 1.02", "attn", partial(_scale, OUT, 1.02)),
     Fault("norm weight x 1.02", "norm1", _scale_norm),
     Fault("output projection x 1.005", "attn", partial(_scale, OUT, 1.005), ("float32",)),
+    Fault("a token replaced by its neighbour", "wiring", _replace_token, ("float32",)),
     Fault("GELU tanh for erf", "mlp", _approximate, ("float32",)),
     Fault("norm eps x 10", "norm1", _loosen_norm, ("float32",)),
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hilm.errors import InputError
 from hilm.parity.inputs import read_arrays
 from hilm.parity.metrics import NORM_TOLERANCE, THRESHOLD, judge, measure
+from hilm.parity.verdict import Gates, Stage
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -57,6 +58,18 @@ class FeatureReport:
         """Whether there is something to compare and all of it matches."""
         return bool(self.matches) and not any(match.reason for match in self.matches)
 
+    @property
+    def stages(self) -> list[Stage]:
+        """Every comparison as reports show it; that there is none is a failure."""
+        found = [
+            Stage(
+                m.name, "features", "free", "", "fail" if m.reason else "pass", detail=m.reason,
+                figures=m.measured.figures() if m.measured else {},
+            )
+            for m in self.matches
+        ]  # fmt: skip
+        return found or [Stage("features", "features", "free", "", "fail", detail="nothing to compare")]
+
     def document(self) -> dict[str, Any]:
         """What ``--json`` prints."""
         return {
@@ -64,55 +77,34 @@ class FeatureReport:
             "features_dir": self.folder,
             "threshold": self.threshold,
             "comparisons": [
-                {
-                    "name": match.name,
-                    "ok": not match.reason,
-                    "reason": match.reason,
-                    "hf_shape": match.shapes[0],
-                    "packing_shape": match.shapes[1],
-                    **(match.measured.figures() if match.measured else {}),
-                }
-                for match in self.matches
+                {"name": m.name, "ok": not m.reason, "reason": m.reason}
+                | dict(zip(("hf_shape", "packing_shape"), m.shapes, strict=True))
+                | (m.measured.figures() if m.measured else {})
+                for m in self.matches
             ],
             "metadata": self.metadata,
         }
 
     def text(self) -> str:
         """Write the documented report."""
-        failed = sum(bool(match.reason) for match in self.matches)
-        total, data = len(self.matches), self.metadata
-        lines = [*_title("Feature Verification Tool"), "", f"Loading features from: {self.folder}", ""]
-        lines += [
-            "=== Metadata ===",
-            f"HF Model:      {data.get('hf_model_path')}",
-            f"Packing Model: {data.get('packing_model_path')}",
-            f"Device:        {data.get('device')}",
-            f"Num Frames:    {data.get('num_frames')}",
-            "",
-            "=== Inputs ===",
-        ]
-        for name, facts in data.get("inputs", {}).items():
-            clip = "total_frames" in facts
-            lines += [
-                f"{name}: {facts.get('path')}",
-                f"  Frames: {facts.get('sampled_frames')}/{facts['total_frames']}"
-                if clip
-                else f"  Resolution: {facts.get('width')}x{facts.get('height')}",
-            ]
-        lines += ["", *_title("Feature Comparison"), ""]
-        for match in self.matches:
-            lines += [*_section(match, self.threshold), ""]
-        lines += [
-            *_title("Summary"),
-            f"Total comparisons: {total}",
-            f"Passed:            {total - failed}",
-            f"Failed:            {failed}",
-            "",
-        ]
+        failed, total, data = sum(bool(m.reason) for m in self.matches), len(self.matches), self.metadata
+        named = {"HF Model": "hf_model_path", "Packing Model": "packing_model_path", "Device": "device"}
+        facts = [f"{name + ':':14} {data.get(key)}" for name, key in named.items()]
+        counts = {"Total comparisons:": total, "Passed:": total - failed, "Failed:": failed}
         good = "✅ All features match! Models are consistent."
-        return "\n".join([*lines, good if self.ok else f"❌ {failed} of {total} features do not match."])
+        parts = [
+            _title("Feature Verification Tool"),
+            f"Loading features from: {self.folder}",
+            "\n".join(["=== Metadata ===", *facts, f"Num Frames:    {data.get('num_frames')}"]),
+            "\n".join(["=== Inputs ===", *(_input(*pair) for pair in data.get("inputs", {}).items())]),
+            _title("Feature Comparison"),
+            *("\n".join(_section(match, self.threshold)) for match in self.matches),
+            "\n".join([_title("Summary"), *(f"{word:18} {count}" for word, count in counts.items())]),
+            good if self.ok else f"❌ {failed} of {total} features do not match.",
+        ]
+        return "\n\n".join(parts)
 
-    def details(self, k_free: float = 3.0) -> list[str]:
+    def details(self) -> list[str]:
         """Compare errors with the precision floor, where it was measured."""
         floors = self.metadata.get("floor") or {}
         lines = []
@@ -122,13 +114,20 @@ class FeatureReport:
                 lines.append(f"{match.name}: floor not measured")
                 continue
             ratio = match.measured.rel_l2 / floor
-            verdict = "yes" if ratio <= k_free else "no"
+            verdict = "yes" if ratio <= Gates().k_free else "no"
             lines.append(f"{match.name}: error / floor {ratio:.2f}, at precision floor: {verdict}")
         return lines
 
 
-def _title(text: str) -> list[str]:
-    return [RULE, text, RULE]
+def _title(text: str) -> str:
+    return f"{RULE}\n{text}\n{RULE}"
+
+
+def _input(name: str, facts: dict[str, Any]) -> str:
+    size = f"Resolution: {facts.get('width')}x{facts.get('height')}"
+    if "total_frames" in facts:
+        size = f"Frames: {facts.get('sampled_frames')}/{facts['total_frames']}"
+    return f"{name}: {facts.get('path')}\n  {size}"
 
 
 def _section(match: Match, threshold: float) -> list[str]:

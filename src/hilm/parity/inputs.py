@@ -7,6 +7,7 @@ to end, never by seeking: seeking by frame position returns wrong frames on tran
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import zipfile
 from dataclasses import dataclass, field, replace
@@ -110,6 +111,12 @@ class Item:
         return frames, height // self.patch, width // self.patch
 
     @property
+    def tokens(self) -> int:
+        """Patches, or values of the largest table of whole numbers."""
+        tables = (array.size for array in self.arrays.values() if array.dtype.kind in "iu")
+        return math.prod(self.grid) if self.frames is not None else max(tables, default=0)
+
+    @property
     def pixels(self) -> NDArray[np.float32]:
         """Normalised float32 ``[1, 3, T, H, W]``."""
         if self.frames is None:
@@ -169,6 +176,15 @@ def parse_inputs(texts: Sequence[str]) -> list[tuple[str, str, str]]:
     return parsed
 
 
+def recognise_inputs(inputs: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Say what kind every input is, by its content where that was not said.
+
+    Raises:
+        InputError: A file is not there, not readable, or not what it is said to be.
+    """
+    return [recognise(Path(path), kind) for _, kind, path in inputs]
+
+
 def read_inputs(inputs: Sequence[tuple[str, str, str]], reading: Reading) -> list[Item]:
     """Decode and fit every input; all are looked at before the first is decoded.
 
@@ -179,9 +195,7 @@ def read_inputs(inputs: Sequence[tuple[str, str, str]], reading: Reading) -> lis
     Raises:
         InputError: A file is not there, not readable, or not what it is said to be.
     """
-    kinds = [kind or recognise(Path(path)) for _, kind, path in inputs]
-    for kind, (_, _, path) in zip(kinds, inputs, strict=True):
-        recognise(Path(path), kind)
+    kinds = recognise_inputs(inputs)
     return [
         _read(name, kind, Path(path), reading) for kind, (name, _, path) in zip(kinds, inputs, strict=True)
     ]
@@ -190,13 +204,8 @@ def read_inputs(inputs: Sequence[tuple[str, str, str]], reading: Reading) -> lis
 def _read(name: str, kind: str, path: Path, reading: Reading) -> Item:
     if kind == "arrays":
         arrays = read_arrays(path)
-        return Item(
-            name,
-            kind,
-            str(path),
-            arrays=arrays,
-            facts={"shapes": {n: list(a.shape) for n, a in arrays.items()}},
-        )
+        shapes = {n: list(a.shape) for n, a in arrays.items()}
+        return Item(name, kind, str(path), arrays=arrays, facts={"shapes": shapes})
     if kind == "image":
         picture, facts, warnings = read_picture(path, reading)
         frames = picture[None]
@@ -225,17 +234,8 @@ def _read(name: str, kind: str, path: Path, reading: Reading) -> Item:
     }
     if kind == "video":
         facts["slots"] = list(slots)
-    return Item(
-        name,
-        kind,
-        str(path),
-        fitted,
-        p,
-        slots,
-        facts=facts,
-        warnings=tuple(warnings),
-        adjustable=reading.size is None,
-    )
+    own, notes = reading.size is None, tuple(warnings)
+    return Item(name, kind, str(path), fitted, p, slots, facts=facts, warnings=notes, adjustable=own)
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -249,7 +249,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, EOFError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, EOFError, MemoryError) as error:
         raise InputError(f"{path}: no npz file of plain arrays", hint="numpy.savez writes one") from error
 
 

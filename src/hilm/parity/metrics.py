@@ -162,10 +162,6 @@ def worst_tokens(measured: Measured, keys: Keys) -> list[dict[str, Any]]:
     """The tokens that differ most, the worst first: key, error and cosine."""
     order = np.argsort(-measured.errors, kind="stable")[:WORST]
     return [
-        {
-            "token": keys[i].tolist(),
-            "error": float(measured.errors[i]),
-            "cosine": float(measured.cosines[i]),
-        }
+        {"token": keys[i].tolist(), "error": float(measured.errors[i]), "cosine": float(measured.cosines[i])}
         for i in order.tolist()
     ]

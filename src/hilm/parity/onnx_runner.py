@@ -10,10 +10,9 @@ import numpy as np
 from hilm.errors import InputError
 from hilm.extras import require
 from hilm.parity.audit import Survey, digests
-from hilm.parity.metrics import align
 from hilm.parity.onnx_graph import FED, fed_graph, find_stages, last_block
 from hilm.parity.runners import token_keys
-from hilm.parity.taps import as_rows, from_rows, loose_rows
+from hilm.parity.taps import as_rows, fed, loose_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hilm.parity.inputs import Item
-    from hilm.parity.metrics import Keys, Rows
+    from hilm.parity.metrics import Keys
     from hilm.parity.onnx_graph import Edge
     from hilm.parity.taps import Injection, Sink
 
@@ -65,7 +64,8 @@ class OnnxRunner:
         stages = self._stages()
         given = self._arguments(item)
         own = self._call("free", stages, given, feed=False)
-        keys = _keys(item, stages, own, given)
+        values = given | own
+        keys = _keys(item, stages, values)
         if inject is None or keys is None:
             self._send(own, stages, keys, sink)
             return
@@ -74,9 +74,7 @@ class OnnxRunner:
         last = last_block(stages)
         wanted.append((last, "out", opened[last].leaves))
         given |= {
-            FED + ("out" if side == "out" else stage): _fed(
-                inject(stage, side), _value(name, own, given), keys
-            )
+            FED + ("out" if side == "out" else stage): fed(inject(stage, side), values[name], keys)
             for stage, side, name in wanted
         }
         self._send(self._call(level, opened, given, feed=True), opened, keys, sink)
@@ -127,14 +125,8 @@ class OnnxRunner:
         self, level: str, stages: dict[str, Edge], given: dict[str, NDArray[Any]], *, feed: bool
     ) -> dict[str, NDArray[Any]]:
         runtime = require("onnxruntime")
-        failure = runtime.capi.onnxruntime_pybind11_state
-        errors = (
-            failure.Fail,
-            failure.InvalidArgument,
-            failure.InvalidGraph,
-            failure.RuntimeException,
-            failure.NotImplemented,
-        )
+        names = ("Fail", "InvalidArgument", "InvalidGraph", "RuntimeException", "NotImplemented")
+        errors = tuple(getattr(runtime.capi.onnxruntime_pybind11_state, name) for name in names)
         try:
             if level not in self.sessions:
                 kind = 10 if self.dtype == "float16" else 1
@@ -173,28 +165,7 @@ class OnnxRunner:
         return [(stage, values[name]) for stage, name in zip(("post", "head"), names, strict=False)]
 
 
-def _value(name: str, own: dict[str, NDArray[Any]], given: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    return own[name] if name in own else given[name]
-
-
-def _keys(
-    item: Item, stages: dict[str, Edge], own: dict[str, NDArray[Any]], given: dict[str, NDArray[Any]]
-) -> Keys | None:
-    if "layer.0" not in stages:
-        values = [value for value in own.values() if value.ndim == 3]
-        return token_keys(item, given.get("attention_mask"), values[0].shape) if values else None
-    first = _value(stages["layer.0"].enters, own, given)
-    return token_keys(item, given.get("attention_mask"), first.shape)
-
-
-def _fed(found: tuple[Rows, Keys] | None, own: NDArray[Any], keys: Keys) -> NDArray[Any]:
-    """The reference's rows in the graph's layout; padding keeps its own."""
-    rows = as_rows(own, keys)
-    if found is None or rows is None or rows.shape[1:] != found[0].shape[1:]:
-        return own
-    theirs, ours, problem = align(found[1], keys)
-    if problem:
-        return own
-    rows = rows.copy()
-    rows[ours] = found[0][theirs]
-    return from_rows(rows, own.shape).astype(own.dtype)
+def _keys(item: Item, stages: dict[str, Edge], values: dict[str, NDArray[Any]]) -> Keys | None:
+    tokens = [value for value in values.values() if value.ndim == 3]
+    first = values[stages["layer.0"].enters] if "layer.0" in stages else next(iter(tokens), None)
+    return None if first is None else token_keys(item, values.get("attention_mask"), first.shape)

@@ -129,18 +129,13 @@ def _to_rgb(path: Path, picture: Any, background: str) -> Frames:  # noqa: ANN40
 def resize(frames: Frames, height: int, width: int) -> Frames:
     """Resize ``[T, H, W, 3]`` with Pillow's bicubic filter."""
     image = require("PIL.Image")
-    resized = [
-        np.asarray(image.fromarray(frame).resize((width, height), image.Resampling.BICUBIC))
-        for frame in frames
-    ]
-    return np.stack(resized)
+    size, filter_ = (width, height), image.Resampling.BICUBIC
+    return np.stack([np.asarray(image.fromarray(frame).resize(size, filter_)) for frame in frames])
 
 
 def sample_frames(total: int, reading: Reading) -> list[int]:
     """Numbers of evenly spaced frames of ``total``, first and last included."""
     places = np.linspace(0, total - 1, reading.num_frames)
-    if total < reading.num_frames:
-        places = np.clip(places, 0, total - 1)
     rounded = np.rint(places) if reading.frame_rounding == "round" else np.floor(places)
     return [int(place) for place in rounded]
 

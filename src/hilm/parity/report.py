@@ -53,24 +53,13 @@ def console(report: ParityReport) -> str:
     lines = [f"reference  {report.reference}", f"candidate  {report.candidate}", ""]
     if report.audit is not None:
         counts = ", ".join(f"{n} {word}" for word, n in sorted(report.audit.weights.items()) if n)
-        lines += [
-            f"weights    {counts or 'none'}",
-            *(f"fault      {f}" for f in report.audit.faults[:20]),
-            "",
-        ]
+        lines += [f"weights    {counts or 'none'}", ""]
     fed = {(stage.input, stage.precision) for stage in report.stages if stage.mode == "local"}
     for stage in report.stages:
         known = stage.mode == "free" and stage.status == "pass" and (stage.input, stage.precision) in fed
         if stage.status != "shared" and not known:
             lines.append(_stage_line(stage))
-    floor = report.at_precision_floor
-    lines += [
-        "",
-        describe_divergence(report),
-        f"compatible: {'yes' if report.compatible else 'no'}",
-        f"at precision floor: {'not measured' if floor is None else 'yes' if floor else 'no'}",
-        f"verdict: {report.verdict}",
-    ]
+    lines += ["", describe_divergence(report), *_verdicts(report), f"verdict: {report.verdict}"]
     return "\n".join(lines)
 
 
@@ -78,48 +67,32 @@ def _stage_line(stage: Stage) -> str:
     ratio = "" if stage.ratio is None else f"{stage.ratio:10.3g} x floor"
     cosine = f"  cosine {stage.figures['cosine_min']:.6f}" if stage.figures else ""
     token = f"  worst {tuple(stage.worst[0]['token'])}" if stage.worst and stage.status == "fail" else ""
-    line = (
-        f"{stage.status:9} {stage.input}  {stage.stage:15} {stage.precision:8} {stage.mode:5}{ratio}{cosine}"
-    )
-    return f"{line}{token}  {stage.detail}".rstrip()
+    line = f"{stage.status:9} {stage.input}  {stage.stage:15} {stage.precision:8} {stage.mode:5}"
+    return f"{line}{ratio}{cosine}{token}  {stage.detail}".rstrip()
 
 
-def junit(report: ParityReport) -> str:
+def junit(report: ParityReport | FeatureReport) -> str:
     """Write JUnit XML: a suite per input, a case per stage, mode and precision."""
     root = ET.Element("testsuites", name="hilm parity")
-    for item in report.items or ():
-        stages = [stage for stage in report.stages if stage.input == item.name]
-        cases = [(f"{s.stage} {s.mode} {s.precision}".strip(), s.status, _metrics_line(s)) for s in stages]
-        _suite(root, item.name, cases)
-    if report.audit is not None and report.audit.faults:
-        _suite(root, "audit", [(fault, "fail", fault) for fault in report.audit.faults])
+    for name in dict.fromkeys(stage.input for stage in report.stages):
+        stages = [stage for stage in report.stages if stage.input == name]
+        failures = sum(stage.status == "fail" for stage in stages)
+        suite = ET.SubElement(root, "testsuite", name=name, tests=str(len(stages)), failures=str(failures))
+        for stage in stages:
+            title = f"{stage.stage} {stage.mode} {stage.precision}".strip()
+            case = ET.SubElement(suite, "testcase", classname=name, name=title)
+            kind = {"fail": "failure", "not measured": "skipped"}.get(stage.status)
+            if kind:
+                ET.SubElement(case, kind, message=_metrics_line(stage))
     return ET.tostring(root, encoding="unicode", xml_declaration=True)
-
-
-def features_junit(report: FeatureReport) -> str:
-    """Write JUnit XML of feature comparisons."""
-    root = ET.Element("testsuites", name="hilm features")
-    cases = [(m.name, "fail" if m.reason else "pass", m.reason) for m in report.matches]
-    _suite(root, "features", cases or [("any", "fail", "nothing to compare")])
-    return ET.tostring(root, encoding="unicode", xml_declaration=True)
-
-
-def _suite(root: ET.Element, name: str, cases: Sequence[tuple[str, str, str]]) -> None:
-    failures = sum(status == "fail" for _, status, _ in cases)
-    suite = ET.SubElement(root, "testsuite", name=name, tests=str(len(cases)), failures=str(failures))
-    for title, status, text in cases:
-        case = ET.SubElement(suite, "testcase", classname=name, name=title)
-        if status == "fail":
-            ET.SubElement(case, "failure", message=text).text = text
-        elif status == "not measured":
-            ET.SubElement(case, "skipped", message=text)
 
 
 def _metrics_line(stage: Stage) -> str:
-    if not stage.figures:
-        return stage.detail
-    ratio = "" if stage.ratio is None else f"ratio {stage.ratio:.4g} of {stage.bar:g}, "
-    return f"{ratio}min cosine {stage.figures['cosine_min']:.8f}, rel L2 {stage.figures['rel_l2']:.4g}"
+    parts = [stage.detail] if stage.detail else []
+    parts += [] if stage.ratio is None else [f"ratio {stage.ratio:.4g} of {stage.bar:g}"]
+    if figures := stage.figures:
+        parts += [f"min cosine {figures['cosine_min']:.8f}", f"rel L2 {figures['rel_l2']:.4g}"]
+    return ", ".join(parts)
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}
@@ -133,73 +106,60 @@ figcaption{font-size:13px;color:#555}"""
 
 def page(report: ParityReport) -> str:
     """Write one HTML page without scripts or links: verdicts, charts, pictures, audit, all stages."""
-    floor = {None: "not measured", True: "yes", False: "no"}[report.at_precision_floor]
-    title = f"{report.reference} and {report.candidate}"
-    parts = [
-        f"<h1>Parity: <span class={report.verdict}>{report.verdict}</span></h1><p>{escape(title)}</p>",
-        f"<p>{escape(describe_divergence(report))}</p>",
-        f"<p>compatible: {'yes' if report.compatible else 'no'}; at precision floor: {floor}</p>",
+    lines = [f"{report.reference} and {report.candidate}", describe_divergence(report), *_verdicts(report)]
+    return _html(
+        "Parity",
+        report.verdict,
+        *(f"<p>{escape(line)}</p>" for line in lines),
         *(f"<p class=inherited>{escape(warning)}</p>" for warning in report.warnings),
         *_charts(report),
         *(f"<h2>{escape(item.name)}</h2>{_pictures(item, report)}" for item in report.items),
         _audit_table(report),
         _stage_table(report.stages),
-    ]
-    return _html("hilm parity", parts)
+    )
 
 
 def features_page(report: FeatureReport) -> str:
     """Write one HTML page of feature comparisons."""
     verdict = "pass" if report.ok else "fail"
-    rows = "".join(
-        f"<tr><td>{escape(m.name)}<td>{escape(str(m.shapes[0]))}<td>{escape(str(m.shapes[1]))}"
-        f"<td>{'' if m.measured is None else f'{m.measured.cosine_min:.8f}'}"
-        f"<td class={'fail' if m.reason else 'pass'}>{escape(m.reason or 'pass')}"
-        for m in report.matches
-    )
-    table = f"<table><tr><th>input<th>HF<th>packing<th>min cosine<th>result{rows}</table>"
-    return _html("hilm features", [f"<h1>Features: <span class={verdict}>{verdict}</span></h1>", table])
+    return _html("Features", verdict, f"<pre>{escape(report.text())}</pre>", _stage_table(report.stages))
 
 
-def _html(title: str, parts: Sequence[str]) -> str:
-    head = f'<!doctype html><html lang=en><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return head + "\n".join(part for part in parts if part)
+def _html(title: str, verdict: str, *parts: str) -> str:
+    head = f'<!doctype html><html lang=en><meta charset="utf-8"><title>hilm {title.lower()}</title>'
+    heading = f"<h1>{title}: <span class={verdict}>{verdict}</span></h1>"
+    return "\n".join([head, f"<style>{STYLE}</style>", heading, *(part for part in parts if part)])
+
+
+def _verdicts(report: ParityReport) -> list[str]:
+    floor = {None: "not measured", True: "yes", False: "no"}[report.at_precision_floor]
+    return [f"compatible: {'yes' if report.compatible else 'no'}", f"at precision floor: {floor}"]
 
 
 def _charts(report: ParityReport) -> list[str]:
     """Draw local ratios in forward order, one chart per input and precision, on a log scale."""
-    charts = []
-    for item in report.items:
-        for precision in dict.fromkeys(s.precision for s in report.stages if s.precision):
-            stages = [
-                s
-                for s in report.stages
-                if s.input == item.name
-                and s.precision == precision
-                and s.mode == "local"
-                and s.ratio is not None
-            ]
-            if stages:
-                label = f"{item.name}, {precision}: local error / floor"
-                charts.append(
-                    f"<h2>{escape(label)}</h2>{_chart(sorted(stages, key=lambda s: place(s.stage)))}"
-                )
-    return charts
+    series: dict[str, list[Stage]] = {}
+    for stage in report.stages:
+        if stage.mode == "local" and stage.ratio is not None:
+            label = f"{stage.input}, {stage.precision}: local error / floor"
+            series.setdefault(label, []).append(stage)
+    return [
+        f"<h2>{escape(label)}</h2>{_chart(sorted(stages, key=lambda s: place(s.stage)))}"
+        for label, stages in series.items()
+    ]
 
 
 def _chart(stages: Sequence[Stage]) -> str:
-    width, height, left = max(360, 16 * len(stages) + 60), 220, 50
+    width, height, left, bar = max(360, 16 * len(stages) + 60), 220, 50, stages[0].bar or 1.5
     top = max(10.0, *(s.ratio for s in stages if s.ratio is not None and math.isfinite(s.ratio)))
     y: Callable[[float], float] = lambda ratio: (
         height - 30 - (height - 50) * math.log10(max(min(ratio, top), 0.1) * 10) / math.log10(top * 10)
     )
-    lines = []
-    for value, colour, name in ((1.0, "#888", "floor"), (stages[0].bar or 1.5, "#c33", "bar")):
-        lines.append(
-            f'<line x1="{left}" x2="{width}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="{colour}"/>'
-        )
-        if name == "bar":
-            lines.append(f'<text x="2" y="{y(value):.1f}" font-size="11">{name} {value:g}</text>')
+    lines = [
+        f'<line x1="{left}" x2="{width}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="{colour}"/>'
+        f'<text x="2" y="{y(value) + shift:.1f}" font-size="11">{name}</text>'
+        for value, colour, name, shift in ((1.0, "#888", "floor", 10), (bar, "#c33", f"bar {bar:g}", -2))
+    ]
     dots = [
         f'<circle cx="{left + 16 * (n + 0.5):.0f}" cy="{y(s.ratio or 0.1):.1f}" r="4" '
         f'fill="{COLOURS.get(s.status, "#888")}"><title>{escape(s.stage)}: {s.ratio:.3g}</title></circle>'
@@ -237,24 +197,21 @@ def _pictures(item: Item, report: ParityReport) -> str:
         for t in range(frames)
     ]
     caption = f"<p>error per token at {escape(stage.stage)} ({escape(stage.precision)}, {stage.mode})</p>"
-    return caption + "".join(drawn)
+    worst = "; ".join(_token_text(token) for token in stage.worst)
+    return f"{caption}{''.join(drawn)}<p>worst tokens: {worst}</p>"
 
 
 def _telling_stage(item: Item, report: ParityReport) -> Stage | None:
-    ours = [
-        s
-        for s in report.stages
-        if s.input == item.name and s.trial is not None and s.trial.measured is not None
-    ]
-    found = report.first_divergence or {}
-    name = found.get("stage", "")
-    full = f"{name}/{found['sub']}" if found.get("sub") and found["sub"] != "wiring" else name
+    ours = [s for s in report.stages if s.input == item.name and s.trial and s.trial.measured]
+    found = report.first_divergence or {"stage": "", "mode": "", "precision": ""}
+    way = (found["mode"], found["precision"])
     telling = [
         s
+        for name in (f"{found['stage']}/{found.get('sub')}", found["stage"])
         for s in ours
-        if s.stage == full and s.mode == found.get("mode") and s.precision == found["precision"]
+        if s.stage == name and (s.mode, s.precision) == way
     ]
-    return (telling or [s for s in ours if s.status == "fail"] or ours or [None])[0]  # type: ignore[list-item]
+    return next(iter([*telling, *(s for s in ours if s.status == "fail"), *ours]), None)
 
 
 def _frame(frame: NDArray[np.uint8], heat: NDArray[np.float64], t: int, stage: Stage, patch: int) -> str:
@@ -268,22 +225,25 @@ def _frame(frame: NDArray[np.uint8], heat: NDArray[np.float64], t: int, stage: S
     scale = min(1.0, WIDEST / width)
     picture.resize((max(1, round(width * scale)), max(1, round(height * scale)))).save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
-    marks = "".join(_mark(token, stage, patch) for token in stage.worst if token["token"][1] == t)
+    marks = "".join(_mark(token, patch) for token in stage.worst if token["token"][1] == t)
     shown = f'width="{max(240, round(width * scale))}" viewBox="0 0 {width} {height}"'
     link = f'href="data:image/png;base64,{data}" width="{width}" height="{height}"'
     return f"<figure><svg {shown}><image {link}/>{marks}</svg><figcaption>t={t}</figcaption></figure>"
 
 
-def _mark(token: dict[str, Any], stage: Stage, patch: int) -> str:
+def _mark(token: dict[str, Any], patch: int) -> str:
     _, t, y, x = token["token"]
-    ratio = "" if stage.ratio_token is None else f", ratio {stage.ratio_token:.3g}"
-    text = f"t={t} y={y} x={x}, cosine {token['cosine']:.6f}{ratio}"
-    size = max(3.0, patch / 3)
+    size, left, top = max(3.0, patch / 3), x * patch, y * patch
     return (
-        f'<g><title>{text}</title><rect x="{x * patch}" y="{y * patch}" width="{patch}" height="{patch}" '
-        f'fill="none" stroke="#06f" stroke-width="{patch / 10:.2f}"/><text x="{x * patch + 1}" '
-        f'y="{y * patch + size}" font-size="{size:.1f}">{t},{y},{x}</text></g>'
+        f'<g><title>{_token_text(token)}</title><rect x="{left}" y="{top}" width="{patch}" height="{patch}" '
+        f'fill="none" stroke="#06f" stroke-width="{patch / 10:.2f}"/>'
+        f'<text x="{left + 1}" y="{top + size}" font-size="{size:.1f}">{t},{y},{x}</text></g>'
     )
+
+
+def _token_text(token: dict[str, Any]) -> str:
+    _, t, y, x = token["token"]
+    return f"t={t} y={y} x={x}, cosine {token['cosine']:.6f}, error {token['error']:.3g}"
 
 
 def _audit_table(report: ParityReport) -> str:
@@ -291,7 +251,6 @@ def _audit_table(report: ParityReport) -> str:
         return ""
     found = report.audit
     rows = [(word, str(count)) for word, count in sorted(found.weights.items())]
-    rows += [("fault", fault) for fault in found.faults]
     rows += [(key, f"{a} / {b}") for key, (a, b) in {**found.config, **found.settings}.items()]
     cells = "".join(f"<tr><td>{escape(a)}<td>{escape(b)}" for a, b in rows)
     return f"<h2>Audit</h2><table>{cells}</table>"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -30,46 +31,18 @@ if TYPE_CHECKING:
     from hilm.parity.audit import Survey
     from hilm.parity.inputs import Item
     from hilm.parity.metrics import Keys
+    from hilm.parity.onnx_runner import OnnxRunner
     from hilm.parity.taps import Injection, Sink
 
-    Prepare = Callable[["Item", "nn.Module"], tuple[tuple[Any, ...], dict[str, Any], Keys | None]]
+    Prepared = tuple[tuple[Any, ...], dict[str, Any], Keys | None]
+    Prepare = Callable[["Item", "nn.Module"], Prepared]
+    Runner: TypeAlias = "TorchRunner | OnnxRunner | DumpRunner"
 
 PREFIX = -1
 """``t`` of tokens in front of the patches, such as a class token."""
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-
-
-class Runner(Protocol):
-    """One side of a comparison.
-
-    Attributes:
-        label: What reports call it.
-        capabilities: Of ``inject`` and ``cast``.
-        dtype: Number format it is stored in.
-    """
-
-    label: str
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """See above."""
-
-    @property
-    def dtype(self) -> str:
-        """Number format it is meant to run in."""
-
-    def open(self, dtype: str, through: str | None = None) -> None:
-        """Load the model in a number format, its weights rounded ``through`` another first."""
-
-    def close(self) -> None:
-        """Free the model."""
-
-    def run(self, item: Item, sink: Sink, inject: Injection | None = None, level: str = "block") -> None:
-        """Run one input and send every stage as it fires."""
-
-    def survey(self) -> Survey | None:
-        """Say what it holds; None where there is nothing to look at."""
+STAGE = re.compile(r"embed|post|head|layer\.\d{1,6}(/\w{1,32})?")
 
 
 @dataclass(slots=True)
@@ -222,8 +195,8 @@ class DumpRunner:
     def dtype(self) -> str:
         """Number format of the run."""
         try:
-            return str(json.loads((self.folder / "parity.json").read_text("utf-8"))["dtype"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return DTYPES[DTYPES.index(json.loads((self.folder / "parity.json").read_text("utf-8"))["dtype"])]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{self.folder}: no dump of a run", hint="hilm parity dump writes one"
             ) from error
@@ -243,7 +216,8 @@ class DumpRunner:
             if name.endswith("#out"):
                 stage = name.removesuffix("#out")
                 keys = stored.get(f"{stage}#keys")
-                if rows.ndim != 2 or keys is None or keys.shape != (len(rows), 4):
+                known = STAGE.fullmatch(stage) and rows.dtype.kind == "f" and rows.ndim == 2
+                if not known or keys is None or keys.shape != (len(rows), 4):
                     raise InputError(f"{self.folder}: {item.name}.npz holds no tokens with keys at {stage}")
                 sink(stage, rows, keys, stored.get(f"{stage}#in"))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,11 @@ import numpy as np
 from hilm.errors import UsageError
 from hilm.extras import require
 from hilm.parity.audit import audit
+from hilm.parity.encoders import prepare_packed, prepare_padded
 from hilm.parity.engine import compare_inputs, judge_candidate, record_baseline
-from hilm.parity.faults import DOWN, FAULTS, KEY, OUT, QUERY, Fault, linears
+from hilm.parity.faults import DOWN, FAULTS, KEY, OUT, PLACES, QUERY, linears, misplaced
 from hilm.parity.features import match_feature
-from hilm.parity.inputs import Item, grid_keys
+from hilm.parity.inputs import Item, grid_keys, virtual_slots
 from hilm.parity.metrics import align
 from hilm.parity.runners import TorchRunner, module_runner
 from hilm.parity.taps import find_blocks
@@ -29,10 +31,12 @@ from hilm.parity.verdict import Gates, Stage, first_divergence
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import nn
 
     from hilm.parity.engine import Baseline
 
+WEAK = "random weights of std 0.02: too weak a witness, the self-test has no power on it"
 UNTRAINED_STD = (0.018, 0.022)
 """Where the standard deviations of all matrices lie if nobody trained them."""
 
@@ -92,15 +96,11 @@ def selftest(
     """
     runner, gates = runner or witness(), gates or Gates()
     model = runner.load()
-    items = list(items) if items is not None else [generated_item(model)]
+    items = list(items) if items is not None else generated_items(model)
     count = len(find_blocks(model, runner.blocks)[1])
     layers = sorted({0, (count - 1) // 2, count - 1})
     catches: list[Catch] = []
-    warnings = (
-        ["random weights of std 0.02: too weak a witness, the self-test has no power on it"]
-        if looks_untrained(model)
-        else []
-    )
+    warnings = [WEAK] if looks_untrained(model) else []
     for precision in precisions:
         with TemporaryDirectory(prefix="hilm-parity-") as folder:
             baseline = record_baseline(runner, items, precision, ["block", "sub"], Path(folder))
@@ -112,7 +112,9 @@ def selftest(
                         warnings.append(f"{fault.name}: nothing to plant it in")
                         break
                     stages = _stages(runner, faulty, items, baseline, gates)
-                    catches.append(_caught(fault, layer, precision, stages, gates))
+                    expected = f"layer.{layer} / {fault.part}"
+                    catches.append(_caught(fault.name, expected, baseline, stages, gates))
+            catches += _misplaced(runner, items, baseline, gates)
     catches += [*_audit_faults(runner), *_input_faults(items), *_feature_faults()]
     return SelfTestReport(runner.label, tuple(catches), tuple(dict.fromkeys(warnings)))
 
@@ -124,28 +126,49 @@ def _stages(
     return judge_candidate(candidate, items, baseline, gates)
 
 
+def _is_pair(model: nn.Module) -> bool:
+    return str(getattr(getattr(model, "config", None), "model_type", "")).startswith("hilm_onevision")
+
+
+def _misplaced(runner: TorchRunner, items: Sequence[Item], baseline: Baseline, gates: Gates) -> list[Catch]:
+    """Faults of an encoder's positions."""
+    model, catches = runner.load(), []
+    for name, change in PLACES.items() if _is_pair(model) else ():
+        clip = any(len(item.slots) > 1 for item in items)
+        if clip or "slot" not in name:
+            other = replace(runner, prepare=partial(misplaced, runner.prepare, change))
+            stages = _stages(other, model, items, baseline, gates)
+            catches.append(_caught(name, "layer.0 / attn", baseline, stages, gates))
+    return catches
+
+
 def _clean(runner: TorchRunner, items: Sequence[Item], baseline: Baseline, gates: Gates) -> list[Catch]:
-    """The same model, and the same with attention computed the plain way: neither may be flagged."""
-    variants = {"none: the same model": runner.load()}
-    if hasattr(variants["none: the same model"], "set_attn_implementation"):
-        variants["none: eager attention"] = runner.load()
-        variants["none: eager attention"].set_attn_implementation("eager")
+    """The same model, with attention computed the plain way, and packed: none may be flagged."""
+    model = runner.load()
+    variants = {"none: the same model": (runner, model)}
+    if hasattr(model, "set_attn_implementation"):
+        eager = runner.load()
+        eager.set_attn_implementation("eager")
+        variants["none: eager attention"] = (runner, eager)
+    if _is_pair(model) and not model.config.packed:
+        packed = require("hilm.models.onevision").as_packed(model)
+        variants["none: packed"] = (replace(runner, prepare=prepare_packed), packed)
     catches = []
-    for name, model in variants.items():
-        stages = _stages(runner, model, items, baseline, gates)
+    for name, (variant, model) in variants.items():
+        stages = _stages(variant, model, items, baseline, gates)
         ratio = max(stage.ratio or 0.0 for stage in stages)
         by = next((stage.stage for stage in stages if stage.status == "fail"), "nothing")
         catches.append(Catch(name, "nothing", baseline.low, by == "nothing", by, ratio))
     return catches
 
 
-def _caught(fault: Fault, layer: int, precision: str, stages: list[Stage], gates: Gates) -> Catch:
-    """A fault counts as caught if its layer and part are named first and no other layer fails."""
-    found, expected = first_divergence(stages, gates), f"layer.{layer} / {fault.part}"
+def _caught(fault: str, expected: str, baseline: Baseline, stages: list[Stage], gates: Gates) -> Catch:
+    """A fault counts as caught if its layer and part are named first and no layer without it fails."""
+    found = first_divergence(stages, gates)
     named = "nothing" if found is None else f"{found['stage']} / {found['sub']}"
     failing = {stage.stage.partition("/")[0] for stage in stages if stage.status == "fail"}
-    caught = named == expected and failing == {f"layer.{layer}"}
-    return Catch(fault.name, expected, precision, caught, named, None if found is None else found["ratio"])
+    caught = named == expected and (fault in PLACES or failing == {expected.partition(" ")[0]})
+    return Catch(fault, expected, baseline.low, caught, named, None if found is None else found["ratio"])
 
 
 def _audit_faults(runner: TorchRunner) -> list[Catch]:
@@ -157,9 +180,13 @@ def _audit_faults(runner: TorchRunner) -> list[Catch]:
     catches = []
     for name, model in (("weights of another checkpoint", other), ("buffer not restored", broken)):
         found = audit(runner, replace(runner, load=lambda model=model: model, label="planted"))  # type: ignore[misc]
-        by = found.faults[0] if found and found.faults else "nothing"
-        catches.append(Catch(name, "audit", "", by != "nothing", by, None))
+        by = found.faults[0] if found and found.faults else ""
+        catches.append(_seen(name, "audit", by))
     return catches
+
+
+def _seen(fault: str, expected: str, by: str) -> Catch:
+    return Catch(fault, expected, "", bool(by), by or "nothing", None)
 
 
 def _input_faults(items: Sequence[Item]) -> list[Catch]:
@@ -185,20 +212,18 @@ def _feature_faults() -> list[Catch]:
     good = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
     holed, blank, keys = good.copy(), good.copy(), grid_keys(1, 8, 8)
     holed[3], blank[5] = np.nan, 0
-    catches = []
-    for name, features in (
-        ("half of the tokens dropped", good[:32]),
-        ("features x 7", 7 * good),
-        ("a row of NaN", holed),
-        ("a row of zeros", blank),
-        ("column-major tokens", good.reshape(8, 8, 32).swapaxes(0, 1).reshape(64, 32)),
-    ):
-        reason = match_feature("planted", good, features).reason
-        catches.append(Catch(name, "features", "", bool(reason), reason or "nothing", None))
-    for name, other in (("one key missing", keys[1:]), ("one key twice", np.concatenate([keys, keys[:1]]))):
-        problem = align(keys, other)[2]
-        catches.append(Catch(name, "alignment", "", bool(problem), problem or "nothing", None))
-    return catches
+    planted = {
+        "half of the tokens dropped": good[:32],
+        "features x 7": 7 * good,
+        "a row of NaN": holed,
+        "a row of zeros": blank,
+        "column-major tokens": good.reshape(8, 8, 32).swapaxes(0, 1).reshape(64, 32),
+    }
+    tables = {"one key missing": keys[1:], "one key twice": np.concatenate([keys, keys[:1]])}
+    return [
+        *(_seen(name, "features", match_feature("", good, rows).reason) for name, rows in planted.items()),
+        *(_seen(name, "alignment", align(keys, table)[2]) for name, table in tables.items()),
+    ]
 
 
 def looks_untrained(model: nn.Module) -> bool:
@@ -208,8 +233,8 @@ def looks_untrained(model: nn.Module) -> bool:
     return bool(matrices) and all(low < float(p.detach().float().std()) < high for p in matrices)
 
 
-def generated_item(model: nn.Module) -> Item:
-    """Make a picture, or tokens, that suit a model's config.
+def generated_items(model: nn.Module) -> list[Item]:
+    """Make a picture, also a clip for an encoder of the pair, or tokens, that suit a model's config.
 
     Raises:
         UsageError: Its config tells neither patches nor a vocabulary.
@@ -217,38 +242,39 @@ def generated_item(model: nn.Module) -> Item:
     random, config = np.random.default_rng(0), getattr(model, "config", None)
     patch, size = getattr(config, "patch_size", None), getattr(config, "image_size", None)
     if isinstance(patch, int):
-        fixed = isinstance(size, int | list | tuple) and not str(
-            getattr(config, "model_type", "")
-        ).startswith("hilm")
-        height, width = (size, size) if isinstance(size, int) else tuple(size or ())
-        height, width = (height, width) if fixed else (9 * patch, 11 * patch)
-        coarse = random.integers(0, 256, (1, math.ceil(height / 4), math.ceil(width / 4), 3), np.uint8)
-        frames = coarse.repeat(4, 1).repeat(4, 2)[:, :height, :width]
-        return Item("generated", "image", "generated", frames, patch)
+        sides = (9 * patch, 11 * patch)
+        if not _is_pair(model) and size is not None:
+            sides = (size, size) if isinstance(size, int) else tuple(size)
+        picture = Item("generated", "image", "generated", _coarse(random, 1, *sides), patch)
+        clip = _coarse(random, 3, 3 * patch, 4 * patch)
+        clips = [Item("clip", "video", "generated", clip, patch, virtual_slots(3, 64))]
+        return [picture, *(clips if _is_pair(model) else [])]
     if isinstance(vocabulary := getattr(config, "vocab_size", None), int):
         tokens = random.integers(0, vocabulary, (1, 48))
-        return Item("generated", "arrays", "generated", arrays={"input_ids": tokens})
+        return [Item("generated", "arrays", "generated", arrays={"input_ids": tokens})]
     raise UsageError("cannot make an input for this model", hint="give one: --input name=path")
 
 
-def witness(*, layers: int = 12, width: int = 256, trained: bool = True) -> TorchRunner:
-    """A vision transformer with trained-like weights, or with those of a fresh initialisation."""
-    torch, transformers = require("torch"), require("transformers")
-    config = transformers.ViTConfig(
+def _coarse(random: np.random.Generator, frames: int, height: int, width: int) -> NDArray[np.uint8]:
+    squares = random.integers(0, 256, (frames, math.ceil(height / 4), math.ceil(width / 4), 3), np.uint8)
+    return squares.repeat(4, 1).repeat(4, 2)[:, :height, :width]
+
+
+def witness(*, layers: int = 12, width: int = 256, trained: bool = True, seed: int = 0) -> TorchRunner:
+    """The padded encoder with trained-like weights, or with those of a fresh initialisation."""
+    torch, onevision = require("torch"), require("hilm.models.onevision")
+    config = onevision.OneVisionConfig(
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=4,
+        num_attention_heads=max(1, width // 64),
         intermediate_size=4 * width,
-        image_size=[126, 154],
-        patch_size=14,
-        layer_norm_eps=1e-6,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = transformers.ViTModel(config).eval()
+        torch.manual_seed(seed)
+        model = onevision.OneVisionModel(config).eval()
         if trained:
             train_like(model)
-    return module_runner(model, label="built-in witness")
+    return module_runner(model, prepare=prepare_padded, label="built-in witness")
 
 
 def train_like(model: nn.Module) -> None:

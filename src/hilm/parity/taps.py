@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,19 +26,10 @@ if TYPE_CHECKING:
 
     from hilm.parity.metrics import Keys, Rows
 
-
-class Sink(Protocol):
-    """Takes a stage as it fires: its output and first input as rows ``[N, D]`` with keys ``[N, 4]``."""
-
-    def __call__(self, stage: str, rows: Rows, keys: Keys, given: Rows | None) -> None:
-        """Take it."""
-
-
-class Injection(Protocol):
-    """What a stage is fed, or the last block is taken to return, instead of its own."""
-
-    def __call__(self, stage: str, side: str) -> tuple[Rows, Keys] | None:
-        """Return rows and keys of the reference's ``in`` or ``out`` of a stage."""
+    # Takes a stage as it fires: its output and first input as rows [N, D] with keys [N, 4].
+    Sink = Callable[[str, Rows, Keys, Rows | None], None]
+    # Returns what the reference had as "in" or "out" of a stage, to be fed instead of one's own.
+    Injection = Callable[[str, str], tuple[Rows, Keys] | None]
 
 
 @dataclass(slots=True)
@@ -95,14 +86,22 @@ class Pass:
         found = self.inject(stage, side) if self.inject else None
         if found is None or self.keys is None:
             return tensor
-        torch = require("torch")
-        theirs, ours, problem = align(found[1], self.keys)
-        own = as_rows(to_numpy(tensor), self.keys)
-        if problem or own is None or own.shape[1:] != found[0].shape[1:]:
-            return tensor
-        own = own.astype(np.float64)
-        own[ours] = found[0][theirs]
-        return torch.from_numpy(from_rows(own, tuple(tensor.shape))).to(tensor.dtype).to(tensor.device)
+        new = require("torch").from_numpy(fed(found, to_numpy(tensor), self.keys))
+        replaced: Tensor = new.to(tensor.dtype).to(tensor.device)
+        return replaced
+
+
+def fed(found: tuple[Rows, Keys] | None, own: NDArray[Any], keys: Keys) -> NDArray[Any]:
+    """Put the reference's rows in the place of one's own; padding, and what does not align, stays."""
+    rows = as_rows(own, keys)
+    if found is None or rows is None or rows.shape[1:] != found[0].shape[1:]:
+        return own
+    theirs, ours, problem = align(found[1], keys)
+    if problem:
+        return own
+    rows = rows.copy()
+    rows[ours] = found[0][theirs]
+    return from_rows(rows, own.shape)
 
 
 def find_blocks(model: nn.Module, path: str = "") -> tuple[str, list[nn.Module]]:

@@ -6,8 +6,6 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hilm.parity.metrics import Measured, judge, worst_tokens
 
 if TYPE_CHECKING:
@@ -74,19 +72,69 @@ class Stage:
 
 @dataclass(slots=True)
 class ParityReport:
-    """What a comparison found; ``document`` is its JSON."""
+    """What a comparison found; ``document`` is its JSON.
+
+    Attributes:
+        reference: Label of the trusted side; ``candidate`` that of the other.
+        candidate: See ``reference``.
+        items: Inputs.
+        stages: Every stage of every input, in every mode and precision.
+        plan: Number formats compared in, the candidate's own last; none where the audit ended the comparison.
+        gates: What is still the same.
+        require: Verdicts that must hold; both where a floor was measured, else compatible.
+        audit: What both sides have in common, if that was looked at.
+        warnings: What a careful reader should know.
+    """
 
     reference: str
     candidate: str
-    verdict: str
-    compatible: bool
-    at_precision_floor: bool | None
-    first_divergence: dict[str, Any] | None
-    stages: list[Stage]
-    floor: dict[str, Any]
-    audit: Audit | None
     items: Sequence[Item]
+    stages: list[Stage]
+    plan: list[str]
+    gates: Gates
+    require: str | None
+    audit: Audit | None
     warnings: list[str]
+
+    @property
+    def at_precision_floor(self) -> bool | None:
+        """Whether no stage differs by more than rounding; None where nothing was measured that could tell."""
+        if any(stage.status == "fail" for stage in self.stages):
+            return False
+        return any(s.ratio is not None and s.mode == "local" for s in self.stages) or None
+
+    @property
+    def compatible(self) -> bool:
+        """Whether the documented rule holds for every input."""
+        return all(_is_compatible(self._last_run(item), self.gates) for item in self.items)
+
+    @property
+    def verdict(self) -> str:
+        """``pass`` if what is required holds, else ``fail``."""
+        floor, compatible, least = self.at_precision_floor, self.compatible, self.gates.min_sqnr
+        if least is not None:
+            return "pass" if all(_reaches(self._last_run(item), least) for item in self.items) else "fail"
+        needed = {"both": compatible and floor, "compatible": compatible, "floor": floor}
+        return "pass" if needed[self.require or ("compatible" if floor is None else "both")] else "fail"
+
+    @property
+    def first_divergence(self) -> dict[str, Any] | None:
+        """The first stage that fails by itself; None if there is none."""
+        return first_divergence(self.stages, self.gates)
+
+    @property
+    def floor(self) -> dict[str, Any]:
+        """Largest error of the reference itself by number format, where it was measured."""
+        floors: dict[str, float] = {}
+        for stage in self.stages:
+            if stage.floor is not None:
+                floors[stage.precision] = max(stage.floor, floors.get(stage.precision, 0.0))
+        return {low: {"reference": HIGHER[low], "largest": largest} for low, largest in floors.items()}
+
+    def _last_run(self, item: Item) -> list[Stage]:
+        """Stages of one input in the candidate's own format, errors accumulating if they did anywhere."""
+        ours = [s for s in self.stages if s.input == item.name and s.precision in self.plan[-1:]]
+        return [s for s in ours if s.mode == "free"] or [s for s in ours if s.mode == "local"]
 
     def document(self) -> dict[str, Any]:
         """Everything but the pictures, in a stable order."""
@@ -165,88 +213,44 @@ def judge_stage(
 
 def place(stage: str) -> tuple[int, int, int]:
     """Sort stages in forward order: a layer's parts, in the order they ran, come before the layer."""
-    fixed = {"decode": 0, "preprocess": 1, "pixels": 2, "embed": 3, "post": 5, "head": 6}
+    fixed = {"audit": -1, "decode": 0, "preprocess": 1, "pixels": 2, "embed": 3, "post": 5, "head": 6}
     if stage in fixed:
         return fixed[stage], 0, 0
     layer, _, part = stage.removeprefix("layer.").partition("/")
     return 4, int(layer), 0 if part else 1
 
 
-def conclude(
-    labels: tuple[str, str],
-    items: Sequence[Item],
-    stages: list[Stage],
-    plan: list[str],
-    gates: Gates,
-    require: str | None,
-    found: Audit | None,
-    warnings: list[str],
-) -> ParityReport:
-    """Decide both verdicts, and whether those that are required hold."""
-    measured = any(stage.ratio is not None and stage.mode == "local" for stage in stages)
-    failed = any(stage.status == "fail" for stage in stages)
-    floor = (not failed) if measured else (False if failed else None)
-    compatible = all(_is_compatible(item.name, stages, plan[-1], gates) for item in items)
-    if gates.min_sqnr is not None:
-        good = all(_reaches(item.name, stages, plan[-1], gates.min_sqnr) for item in items)
-    else:
-        needed = {"both": (compatible, floor), "compatible": (compatible,), "floor": (floor,)}
-        good = all(needed[require or ("both" if floor is not None else "compatible")])
-    floors = {
-        low: {
-            "reference": HIGHER[low],
-            "largest": max((s.floor for s in stages if s.precision == low and s.floor), default=None),
-        }
-        for low in plan
-    }
-    return ParityReport(
-        *labels,
-        "pass" if good else "fail",
-        compatible,
-        floor,
-        first_divergence(stages, gates),
-        stages,
-        floors if measured else {},
-        found,
-        items,
-        warnings,
-    )
-
-
-def _is_compatible(name: str, stages: list[Stage], low: str, gates: Gates) -> bool:
-    """Apply the documented rule to the hidden state of one input, or to the last stage both sides have."""
-    ours = [s for s in stages if s.input == name and s.precision == low and s.mode != "input"]
-    ours = [s for s in ours if s.mode == "free"] or ours
-    layers = [s for s in ours if s.stage == "embed" or (s.stage.startswith("layer.") and "/" not in s.stage)]
+def _is_compatible(stages: list[Stage], gates: Gates) -> bool:
+    """Apply the documented rule to the hidden state it is meant for, or to the last stage both sides have."""
+    layers = [s for s in stages if s.stage == "embed" or (s.stage[:6] == "layer." and "/" not in s.stage)]
     wanted = layers[gates.layer] if -len(layers) <= gates.layer < len(layers) else None
-    usable = [s for s in ours if s.figures or s.status == "fail"]
+    usable = [s for s in stages if s.trial or s.status == "fail"]
     stage = wanted if wanted in usable else (usable[-1] if usable else None)
-    return stage is not None and bool(stage.figures) and not why_not(stage.figures, gates.threshold)
+    return stage is not None and _matches(stage, gates)
 
 
-def why_not(figures: dict[str, Any], threshold: float) -> str:
-    """Apply :func:`hilm.parity.metrics.judge` to stored figures."""
-    empty = np.empty(0)
-    return judge(Measured(**figures, errors=empty, cosines=empty), threshold=threshold)
+def _matches(stage: Stage, gates: Gates) -> bool:
+    measured = stage.trial.measured if stage.trial else None
+    return measured is not None and not judge(measured, threshold=gates.threshold)
 
 
-def _reaches(name: str, stages: list[Stage], low: str, min_sqnr: float) -> bool:
-    ours = [s for s in stages if s.input == name and s.precision == low and s.mode == "free" and s.figures]
-    return bool(ours) and float(max(ours, key=lambda s: place(s.stage)).figures["sqnr_db"]) >= min_sqnr
+def _reaches(stages: list[Stage], least: float) -> bool:
+    """Whether the last stage has only finite values and so many decibels."""
+    last = max(
+        (s for s in stages if s.figures and s.mode == "free"), key=lambda s: place(s.stage), default=None
+    )
+    return last is not None and not last.figures["nonfinite"] and bool(last.figures["sqnr_db"] >= least)
 
 
 def first_divergence(stages: list[Stage], gates: Gates) -> dict[str, Any] | None:
     """Name the first stage in forward order that fails by itself, in the finest precision that shows it."""
     failing = [s for s in stages if s.status == "fail"]
     if not failing and not any(s.ratio is not None for s in stages):
-        failing = [
-            s for s in stages if s.mode == "free" and s.figures and why_not(s.figures, gates.threshold)
-        ]
+        failing = [s for s in stages if s.mode == "free" and s.trial and not _matches(s, gates)]
     if not failing:
         return None
     order = {"input": 0, "local": 1, "free": 2}
     first = min(failing, key=lambda s: (order[s.mode], place(s.stage)))
-    first = min((s for s in failing if s.mode == first.mode), key=lambda s: place(s.stage))
     layer, _, sub = first.stage.partition("/")
     parts = any(s.stage.startswith(f"{first.stage}/") and s.mode == "local" for s in stages)
     inherited = [

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from hilm.errors import ChecksumMismatch
+from hilm.reel.carrier import Carried, pack_data
 from hilm.reel.entropy import decode_stream, decoder_entries, encode_stream, encoder_steps, unpack_raw
 from hilm.reel.head import Coder, SlabHead
 from hilm.reel.plan import Plan
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hilm.reel.plan import ChunkDecoder, Words
+    from hilm.reel.plan import CarriedDecoder, ChunkDecoder, Words
     from hilm.reel.words import WordView
 
     Split: TypeAlias = Callable[[Words], tuple[NDArray[np.uint8], bytes]]
@@ -50,7 +51,11 @@ def symbol_encoder(words: Words, view: WordView) -> Plan | None:
         symbols, raw = split(words[start:stop])
         return encode_stream(symbols, head.scales.ids(start, stop), steps, raw)
 
-    return Plan(head, encode)
+    def carry(start: int, stop: int) -> Carried:
+        symbols, raw = split(words[start:stop])
+        return Carried(symbols, pack_data(np.empty(0, np.int64), raw))
+
+    return Plan(head, encode, carry=carry)
 
 
 def symbol_decoder(head: SlabHead) -> ChunkDecoder:
@@ -58,11 +63,32 @@ def symbol_decoder(head: SlabHead) -> ChunkDecoder:
 
     It raises ChecksumMismatch for a malformed chunk.
     """
-    view, entries = head.view, decoder_entries(frequencies(head.codes))
-    values = head.values.astype(np.uint64)
+    entries, join = decoder_entries(frequencies(head.codes)), _joiner(head)
 
     def decode(chunk: bytes, start: int, out: Words) -> None:
-        symbols, raw = decode_stream(chunk, head.scales.ids(start, start + out.size), entries)
+        join(*decode_stream(chunk, head.scales.ids(start, start + out.size), entries), out)
+
+    return decode
+
+
+def carried_symbols(head: SlabHead) -> CarriedDecoder:
+    """Make the thread-safe function that decodes a chunk whose symbols a video carried."""
+    alphabet, join = head.codes.shape[1], _joiner(head)
+
+    def decode(chunk: Carried, out: Words) -> None:
+        escapes, raw = chunk.parts()
+        if escapes.size or int(chunk.pixels.max()) >= alphabet:
+            raise ChecksumMismatch(f"frame of other grey values than {alphabet} symbols have")
+        join(chunk.pixels, raw, out)
+
+    return decode
+
+
+def _joiner(head: SlabHead) -> Callable[[NDArray[np.uint8], NDArray[np.uint8], Words], None]:
+    """Make the function that puts words together from symbols and raw bits."""
+    view, values = head.view, head.values.astype(np.uint64)
+
+    def join(symbols: NDArray[np.uint8], raw: NDArray[np.uint8], out: Words) -> None:
         if view.kind == "float":
             width = 8 * view.word.itemsize - head.bits
             join_floats(symbols, values, head.bits, unpack_raw(raw, width * out.size), out)
@@ -75,7 +101,7 @@ def symbol_decoder(head: SlabHead) -> ChunkDecoder:
             if (_integers(out, view) != integers).any():
                 raise ChecksumMismatch("integer beyond its type")
 
-    return decode
+    return join
 
 
 def _plan_floats(words: Words, view: WordView) -> tuple[SlabHead, Split]:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from hilm.errors import ChecksumMismatch, StorageError, UsageError
+from hilm.reel.carrier import Carried, Placement
 from hilm.reel.container import ReelFile
 from hilm.reel.delta_base import BaseTensor
 from hilm.reel.layout import coded_view
 from hilm.reel.manifest import ROUNDING_CODERS
-from hilm.reel.records import count_sample_records
+from hilm.reel.records import count_sample_records, is_carried
 from hilm.reel.rows import read_rows
-from hilm.reel.slab import decode_slab
+from hilm.reel.slab import decode_slab, restore_slab
+from hilm.reel.threads import in_threads
 from hilm.weights.dtypes import DTYPES, decode
 
 if TYPE_CHECKING:
@@ -188,13 +190,33 @@ class Reel:
             rows, width = (1, end - begin) if "unit" in entry else (end - begin, columns)
             head, *chunks = self.file.records(first, count)
             old = base.take(rows * width * word) if base else None
-            words = decode_slab(
-                head, chunks, dtype, rows, width, base=old, rounded=rounded, threads=self._threads
-            )
+            if is_carried(self.file.index, first):
+                place = Placement(rows, width, entry.get("layout", "flat"))
+                carried = self._develop(chunks, place)
+                words = restore_slab(head, carried, dtype, place, rounded=rounded, threads=self._threads)
+            else:
+                words = decode_slab(
+                    head, chunks, dtype, rows, width, base=old, rounded=rounded, threads=self._threads
+                )
             digest.update(words.data)
             yield words
         if digest.hexdigest() != entry["sha256"]:
             raise ChecksumMismatch(f"tensor {entry['name']} does not decode to what was encoded")
+
+    def _develop(self, records: list[bytes], place: Placement) -> list[Carried]:
+        """Decode the frames of a slab."""
+        from hilm.reel.video import FrameDecoder  # noqa: PLC0415 - packed reels need no video library
+
+        carrier, companion = self.file.carrier, self.file.manifest["companion"]
+        if carrier is None:
+            raise ChecksumMismatch("a packet in a reel without a video")
+        frames = FrameDecoder(carrier, bytes.fromhex(companion["extradata"]) if companion else b"")
+
+        def work(number: int) -> Carried:
+            packet, data = records[2 * number : 2 * number + 2]
+            return Carried(place.read(number, frames.decode(packet)), data)
+
+        return in_threads(work, range(len(records) // 2), self._threads)
 
     def segment(self, segment: list[Any]) -> Iterator[NDArray[np.uint8]]:
         """Bytes of one segment of an original file: a tensor, checked by its SHA-256, or blobs."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hilm.errors import UnsupportedFormat
+from hilm.reel.carrier import CARRIERS, Placement, carrier_settings, is_carried
 from hilm.reel.distortion import Distortion, mean_error
 from hilm.reel.front import draw_front
 from hilm.reel.head import Coder
@@ -24,11 +25,12 @@ from hilm.reel.manifest import (
     canonical_json,
     tensor_digest,
 )
+from hilm.reel.price import choose_layout
 from hilm.reel.quantizer import LAMBDA
 from hilm.reel.rate import find_quantizer
-from hilm.reel.records import RECORD, Kind
+from hilm.reel.records import Kind
 from hilm.reel.sections import EMPTY_FRONT
-from hilm.reel.slab import encode_slab, recall_slab
+from hilm.reel.slab import EncodedSlab, carry_slab, encode_slab, recall_slab
 from hilm.reel.source_files import store_side_files, store_weight_files
 from hilm.reel.writer import ReelFacts, ReelWriter, part_of
 from hilm.weights.content import ContentDigest, content_key
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from hilm.reel.delta_base import Base
     from hilm.reel.layout import Slab
     from hilm.reel.plan import Planner
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from hilm.reel.schema import Front, Manifest, Pinned, Tensor
     from hilm.weights.blocks import Block
     from hilm.weights.checkpoint import Checkpoint
+    from hilm.weights.dtypes import DType
     from hilm.weights.tensor import TensorInfo
 
     Choice = Callable[[TensorInfo], Planner | None]
@@ -66,6 +71,7 @@ class EncodeReport:
         unpaired: Tensors of a delta that the base does not have.
         energy_lost: Share of the energy of the differences that rounding them lost.
         resumed: Slabs that an interrupted run had written already.
+        layouts: Layout of every tensor that a video carries, and the percentage it saved.
     """
 
     reel: ReelFacts
@@ -77,6 +83,7 @@ class EncodeReport:
     unpaired: tuple[str, ...] = ()
     energy_lost: float = 0.0
     resumed: int = 0
+    layouts: dict[str, tuple[str, float]] = field(default_factory=dict)
 
 
 def encode_archive(
@@ -86,6 +93,8 @@ def encode_archive(
     preview: bool = True,
     sinks: Sequence[Callable[[Block], None]] = (),
     threads: int | None = None,
+    carrier: str = "packed",
+    layout: str = "auto",
 ) -> EncodeReport:
     """Write a reel from which every byte of the checkpoint's files comes back.
 
@@ -95,12 +104,17 @@ def encode_archive(
         preview: Draw the front video, one frame per tensor.
         sinks: Called with every block of the same pass: a fingerprint, a progress bar.
         threads: Chunks coded at a time; all cores by default. The bytes do not depend on it.
+        carrier: What the symbols ride in: ``packed``, or a key of `hilm.reel.carrier.CARRIERS`, a lossless
+            video beside the reel or, for ``vp9``, in front of it.
+        layout: Where elements lie in its frames: ``raster``, ``flat``, ``hilbert``, or for each tensor
+            what measures least.
 
     Raises:
         StorageError: The reel cannot be written; nothing appears under its name.
         SourceChanged: A file changed while it was read.
     """
-    return write_reel(checkpoint, out, "archive", {}, lambda _: None, preview, sinks, threads)
+    ride = carrier_settings(carrier, layout)
+    return write_reel(checkpoint, out, "archive", ride, lambda _: None, preview, sinks, threads)
 
 
 def encode_small(
@@ -111,6 +125,8 @@ def encode_small(
     preview: bool = True,
     sinks: Sequence[Callable[[Block], None]] = (),
     threads: int | None = None,
+    carrier: str = "packed",
+    layout: str = "auto",
 ) -> EncodeReport:
     """Write a reel of rounded weights; the error is measured on what a reader will decode.
 
@@ -124,6 +140,8 @@ def encode_small(
         preview: As of `encode_archive`.
         sinks: As of `encode_archive`.
         threads: As of `encode_archive`.
+        carrier: As of `encode_archive`.
+        layout: As of `encode_archive`.
 
     Raises:
         EmptySelection: There is nothing to round.
@@ -136,8 +154,9 @@ def encode_small(
             f"{checkpoint.name}: PyTorch files keep checksums of their values, which rounding would break",
             hint="save the model as safetensors, or use --mode archive",
         )
+    ride = carrier_settings(carrier, layout)
     quantizer = find_quantizer(checkpoint, rounding, threads or os.cpu_count() or 1)
-    settings = {
+    settings = ride | {
         "st": quantizer.step,
         "lambda": LAMBDA,
         "quantiser": rounding.quantiser,
@@ -180,23 +199,28 @@ def write_reel(
     """
     settings = {"tile": 512, "slab_elements": SLAB_ELEMENTS} | settings
     # A base is read in step with the slabs that are coded, so that none can be skipped.
-    key = "" if pin else _key(checkpoint, mode, settings, preview)
+    # A video begins anew.
+    carrier = CARRIERS.get(settings.get("carrier", "packed"))
+    key = "" if pin or carrier else _key(checkpoint, mode, settings, preview)
     drawn = find_front(part_of(out), key) if key else None
     if drawn is None:
-        drawn = draw_front(checkpoint, base) if preview and checkpoint.tensors else (EMPTY_FRONT, None)
+        shows = preview and checkpoint.tensors and (carrier is None or carrier.suffix)
+        drawn = draw_front(checkpoint, base) if shows else (EMPTY_FRONT, None)
     video, front = drawn
-    with ReelWriter(out, video, key=key, described=front) as writer:
+    with ReelWriter(out, video, key=key, described=front, carrier=carrier) as writer:
         content = ContentDigest(checkpoint)
         decoded = ContentDigest(checkpoint) if "st" in settings else None
-        slabs = _SlabSink(writer, choose, decoded, threads or os.cpu_count() or 1)
+        slabs = _SlabSink(writer, choose, decoded, threads or os.cpu_count() or 1, settings.get("layout", ""))
         for block in checkpoint.blocks(stored=True):
             for sink in (slabs.update, content.update, *sinks):
                 sink(block)
+        film = writer.finish_film(writer.film) if writer.film else (None, None)
         digests, tensors = content.finish(), slabs.finish(checkpoint)
         files = store_weight_files(checkpoint, digests, decoded.digests() if decoded else digests, writer)
         files += store_side_files(checkpoint, writer)
         checkpoint.check_unchanged()
-        manifest = new_manifest(mode, settings, front)
+        manifest = new_manifest(mode, settings, front or film[0])
+        manifest["carrier"], manifest["companion"] = settings.get("carrier", "packed"), film[1]
         manifest["source"] = {
             "digest": tensor_digest(
                 (t["name"], t["dtype"], t["shape"], t.get("sha256_source", t["sha256"])) for t in tensors
@@ -212,8 +236,10 @@ def write_reel(
             manifest["totals"]["nmse"] = nmse
         facts = writer.finish(manifest)
         resumed = writer.resumed
-    frames = len(front["frames"]) if front else 0
-    return EncodeReport(facts, mode, weights, frames, digests, nmse or 0.0, resumed=resumed)
+        film_frames = int((writer.index["kind"] == Kind.PACKET).sum()) if film[0] else 0
+    frames = len(front["frames"]) if front else film_frames
+    layouts = {t["name"]: (t["layout"], t["layout_gain"]) for t in tensors if "layout_gain" in t}
+    return EncodeReport(facts, mode, weights, frames, digests, nmse or 0.0, resumed=resumed, layouts=layouts)
 
 
 def _key(checkpoint: Checkpoint, *settings: object) -> str:
@@ -253,12 +279,14 @@ class _SlabSink:
         choose: Says how a tensor is coded if not bit for bit.
         decoded: Is given the bytes that will be decoded; None where they are those of the files.
         threads: Chunks coded at a time.
+        layout: Where elements lie in the frames of a video that carries them.
     """
 
     def __init__(
-        self, writer: ReelWriter, choose: Choice, decoded: ContentDigest | None, threads: int
+        self, writer: ReelWriter, choose: Choice, decoded: ContentDigest | None, threads: int, layout: str
     ) -> None:
         self._writer, self._choose, self._decoded, self._threads = writer, choose, decoded, threads
+        self._wanted = layout
         self._buffer = np.empty(0, np.uint8)
         self._done: dict[str, Tensor] = {}
 
@@ -282,7 +310,10 @@ class _SlabSink:
 
     def finish(self, checkpoint: Checkpoint) -> list[Tensor]:
         """Entries of the manifest, in checkpoint order; an alias repeats its owner's facts."""
-        entries = []
+        entries, index = [], self._writer.index
+        for entry in self._done.values():
+            runs = (index[first : first + count] for _, _, first, count in entry["slabs"])
+            entry["bits"] = 8 * sum(int(run["size"].sum()) + run.nbytes for run in runs)
         for name, info in checkpoint.stored.items():
             owner = self._done[info.alias_of or name]
             if info.alias_of is not None:
@@ -318,27 +349,60 @@ class _SlabSink:
         if written is not None:
             coded = recall_slab(written, dtype, slab.rows, slab.columns, threads=self._threads)
         else:
-            coded = encode_slab(
+            coded = self._carry(words, dtype, slab) or encode_slab(
                 words, dtype, slab.rows, slab.columns, planner=self._planner, threads=self._threads
             )
-            self._writer.add_record(Kind.HEAD, coded.head, 0)
-            for chunk, elements in zip(coded.chunks, chunk_lengths(slab.elements), strict=False):
-                self._writer.add_record(Kind.DATA, chunk, elements)
+            self._write(coded, slab)
             self._writer.end_slab(first)
-        records = 1 + len(coded.chunks)
+        records = 1 + len(coded.chunks) + len(coded.frames)
         entry["slabs"].append([slab.begin, slab.end, first, records])
         entry["coder"] = min(
             entry["coder"], Coder(coded.head[0]).name.lower().replace("_", "-"), key=_CODERS.index
         )
-        entry["bits"] += 8 * (coded.nbytes + records * RECORD.itemsize)
         back = words if coded.decoded is None else coded.decoded
         self._sha256.update(back.data)
         if self._decoded is not None:
-            if self._planner is not None:  # what is kept may be no weights at all
+            if self._planner is not None and dtype.word.itemsize > 1:  # single bytes are never rounded
                 self._distortion.add(back, words, dtype)
             self._decoded.add(info, self._offset, back)
         self._offset += self._fill
         self._fill = 0
+
+    def _write(self, coded: EncodedSlab, slab: Slab) -> None:
+        self._writer.add_record(Kind.HEAD, coded.head, 0)
+        lengths, film = chunk_lengths(slab.elements), self._writer.film
+        if coded.frames and film is not None:
+            lengths = Placement(slab.rows, slab.columns, self._entry["layout"]).lengths
+            for chunk, frame, elements in zip(coded.chunks, coded.frames, lengths, strict=True):
+                self._writer.add_frame(film, frame, elements)
+                self._writer.add_record(Kind.DATA, chunk, elements)
+            return
+        for chunk, elements in zip(coded.chunks, lengths, strict=False):
+            self._writer.add_record(Kind.DATA, chunk, elements)
+
+    def _carry(self, words: NDArray[np.uint8], dtype: DType, slab: Slab) -> EncodedSlab | None:
+        """Code a slab for the video; the first of a tensor decides the layout of all. None: pack it."""
+        film, entry = self._writer.film, self._entry
+        if film is None or not is_carried(slab.elements):
+            return None
+        layout, gain, begun = entry["layout"], 0.0, "layout_gain" in entry
+        if not begun:
+            layout, gain = choose_layout(
+                words,
+                dtype,
+                slab.rows,
+                slab.columns,
+                film.carrier,
+                self._planner,
+                self._wanted,
+                self._threads,
+            )
+        place = Placement(slab.rows, slab.columns, layout)
+        coded = carry_slab(words, dtype, place, planner=self._planner, threads=self._threads)
+        if coded is not None and not begun:
+            film.begin(entry["name"])
+            entry["layout"], entry["layout_gain"] = layout, gain
+        return coded
 
     def _end(self, info: TensorInfo) -> None:
         entry, source = self._entry, self._source.hexdigest()

@@ -119,8 +119,8 @@ def pack_head(head: SlabHead) -> bytes:
     return b"".join((_FIXED.pack(*fixed), *lists, head.word, tables))
 
 
-def parse_head(data: bytes, view: WordView) -> SlabHead:
-    """Read the head of a slab.
+def parse_head(data: bytes, view: WordView, *, carried: bool = False) -> SlabHead:
+    """Read the head of a slab; that of one carried by a video has no tables and one class.
 
     Raises:
         ChecksumMismatch: The head contradicts itself or the shape and type of the slab.
@@ -132,6 +132,7 @@ def parse_head(data: bytes, view: WordView) -> SlabHead:
         raise UnsupportedVersion(f"slab coder {fixed.coder} is not known to this version")
     coder = Coder(fixed.coder)
     _check_fixed(fixed, coder, view)
+    _require(not carried or (coder in TABLES and fixed.n_class == 1), "does not belong to a video")
     _check_step(fixed, coder, data[_STEP])
     scales, at = _parse_scales(data, view, fixed.n_class)
     model = DeltaModel()
@@ -145,10 +146,10 @@ def parse_head(data: bytes, view: WordView) -> SlabHead:
     _require(values.size == 0 or int(values[-1]) >> fixed.bits == 0, "has values beyond its bits")
     if coder not in TABLES:
         return SlabHead(coder, view, word=data[word_at:tables_at])
-    per_class = count_contexts(view) if coder == Coder.WORDDIFF else TABLES[coder]
+    per_class = 0 if carried else count_contexts(view) if coder == Coder.WORDDIFF else TABLES[coder]
     codes = parse_tables(memoryview(data)[tables_at:], fixed.n_class * per_class, fixed.alphabet)
     used = codes.reshape(fixed.n_class, -1).any(axis=1)
-    _require(bool((used >= scales.occupied()).all()), "lacks a table in use")
+    _require(carried or bool((used >= scales.occupied()).all()), "lacks a table in use")
     bias = np.frombuffer(fixed.bias, np.int8).reshape(2, 3)
     return SlabHead(coder, view, b"", scales, fixed.bits, values, codes, fixed.step, bias, model)
 

@@ -91,6 +91,11 @@ def journal_of(part: Path) -> Path:
     return part.with_name(part.name + ".journal")
 
 
+def film_of(part: Path) -> Path:
+    """Where the video of a reel is while both are written."""
+    return part.with_name(part.name + ".film")
+
+
 def find_front(part: Path, key: str) -> tuple[bytes, Front | None] | None:
     """The front that an interrupted run of the same reel has drawn, and what the manifest says of it."""
     head: Any = next(_lines(journal_of(part)), None)

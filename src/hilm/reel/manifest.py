@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from hilm.errors import HeaderError, UnsafePath, UnsupportedFormat, UnsupportedVersion
+from hilm.reel.carrier import CARRIERS, LAYOUTS, SIDE
 from hilm.reel.layout import CHUNK_ELEMENTS, SLAB_ELEMENTS, coded_view
 from hilm.reel.schema import Coding, Manifest, find_fault, require
 
@@ -114,7 +115,7 @@ def check_manifest(document: object) -> Manifest:
     require(fault is None, "type", f"manifest{fault}")
     manifest = cast("Manifest", document)
     mode, carrier = manifest["mode"], manifest["carrier"]
-    if mode not in _MODES or carrier != "packed":
+    if mode not in _MODES or carrier not in {"packed", *CARRIERS}:
         raise UnsupportedFormat(
             f"mode {mode!r:.40} with carrier {carrier!r:.40} is not known", hint="upgrade hilm"
         )
@@ -123,6 +124,7 @@ def check_manifest(document: object) -> Manifest:
     _check_tensors(manifest["tensors"], _CODERS.get(mode, ()))
     _check_base(manifest)
     _check_front(manifest)
+    _check_carrier(manifest)
     if manifest["source"]:
         _check_names([file["name"] for file in manifest["source"]["files"]])
     return manifest
@@ -195,6 +197,28 @@ def _check_front(manifest: Manifest) -> None:
         names = {tensor["name"] for tensor in manifest["tensors"]}
         known = all(frame["tensor"] in names for frame in front["frames"])
         require(known, "front", "a frame shows a tensor that does not exist")
+
+
+def _check_carrier(manifest: Manifest) -> None:
+    carrier, companion, front = CARRIERS.get(manifest["carrier"]), manifest["companion"], manifest["front"]
+    require(
+        carrier is None or manifest["mode"] in {"archive", "small"}, "carrier", "no video carries this mode"
+    )
+    beside = carrier is not None and carrier.suffix != ""
+    require((companion is not None) == beside, "carrier", "a companion is missing, or one too many")
+    layouts = {tensor.get("layout", "flat") for tensor in manifest["tensors"]}
+    require(layouts <= set(LAYOUTS), "layout", f"no layouts {layouts - set(LAYOUTS)}")
+    if carrier is None:
+        return
+    video = companion or front
+    kind = (carrier.codec, carrier.pixel_format)
+    known = video is not None and (video["codec"], video["pixel_format"]) == kind
+    require(known, "carrier", f"the video is not of {kind}")
+    if companion is not None:
+        if not re.fullmatch(r"[^/\\\0]+", companion["file"]) or companion["file"] in {".", ".."}:
+            raise UnsafePath(f"companion name {companion['file']!r:.80} points out of its folder")
+    elif front is not None:
+        require(front["width"] == front["height"] == SIDE, "carrier", "the video has other frames")
 
 
 def _check_tensors(tensors: list[Tensor], coders: tuple[str, ...]) -> None:

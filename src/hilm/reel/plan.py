@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from hilm.reel.carrier import Carried
     from hilm.reel.head import SlabHead
     from hilm.reel.words import WordView
 
@@ -20,6 +21,8 @@ ChunkDecoder: TypeAlias = Callable[[bytes, int, Words], None]
 
 Raises ChecksumMismatch for a malformed chunk.
 """
+CarriedDecoder: TypeAlias = "Callable[[Carried, Words], None]"
+"""The same for a chunk that a video carried."""
 
 
 class Plan(NamedTuple):
@@ -29,11 +32,13 @@ class Plan(NamedTuple):
         head: The head to be.
         encode: Codes one chunk.
         decoded: [n] the words that come back, where they are others than those that went in.
+        carry: Makes of one chunk what rides in a video; None of what cannot.
     """
 
     head: SlabHead
     encode: ChunkEncoder
     decoded: Words | None = None
+    carry: Callable[[int, int], Carried] | None = None
 
 
 Planner: TypeAlias = "Callable[[Words, WordView, int], Plan | None]"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from hilm.reel import trellis
+from hilm.reel.carrier import Carried
 from hilm.reel.entropy import (
     check_end,
     decode_stream,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hilm.reel.plan import ChunkDecoder, Words
+    from hilm.reel.plan import CarriedDecoder, ChunkDecoder, Words
     from hilm.reel.words import Floats, WordView
 
 LAMBDA = 0.33
@@ -76,7 +77,12 @@ class Quantizer:
         parts = slab.each(lambda span: _weights(head, slab.indices[span], slab.ids[span]))
         if not all(np.isfinite(as_floats(part, view)).all() for part in parts):
             return None
-        return Plan(head, slab.encoder(head), np.concatenate(parts))
+        return Plan(head, slab.encoder(head), np.concatenate(parts), lambda *span: slab.carry(slice(*span)))
+
+    @property
+    def coarse(self) -> Quantizer:
+        """Rounds one by one, with about the indices of this one and without a search."""
+        return Quantizer(self.step * (2 if self.trellis else 1), trellis=False)
 
 
 class _Slab:
@@ -101,6 +107,10 @@ class _Slab:
 
     def _classes(self, span: slice) -> NDArray[np.uint8]:
         return self._scales.ids(span.start, span.stop)
+
+    def carry(self, span: slice) -> Carried:
+        """Make of a chunk what rides in a video."""
+        return Carried.of_indices(self.indices[span])
 
     def guess(self, coder: Coder) -> None:
         """Give every weight the nearest index, and keep the scale classes that are worth it by those."""
@@ -195,6 +205,18 @@ def scalar_decoder(head: SlabHead) -> ChunkDecoder:
     def decode(chunk: bytes, start: int, out: Words) -> None:
         ids = head.scales.ids(start, start + out.size)
         indices = detokenize(*decode_stream(chunk, ids, entries))
+        out[:] = _weights(head, indices, ids)
+
+    return decode
+
+
+def carried_weights(head: SlabHead) -> CarriedDecoder:
+    """Make the thread-safe function that decodes a chunk whose indices a video carried."""
+
+    def decode(chunk: Carried, out: Words) -> None:
+        indices, ids = chunk.indices(), np.zeros(out.size, np.uint8)
+        if head.coder == Coder.TCQ:
+            trellis.walk(indices, np.zeros_like(ids), ids)
         out[:] = _weights(head, indices, ids)
 
     return decode

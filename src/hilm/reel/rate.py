@@ -98,6 +98,12 @@ class Rounding:
         """The quantiser with a step of 2^(grid / 64)."""
         return Quantizer(2.0 ** (grid / _GRID), self.quantiser == "tcq", effort)
 
+    @property
+    def guess(self) -> int:
+        """Where the search for the step begins: what typical weights need."""
+        step, bits, error = _TYPICAL
+        return round(_GRID * (math.log2(step) + self.excess(bits, error)))
+
     def excess(self, bits: float, error: float) -> float:
         """By how many octaves the step of something that costs and loses so much is too small."""
         if self.bits is not None:
@@ -118,8 +124,7 @@ def find_quantizer(checkpoint: Checkpoint, rounding: Rounding, threads: int) -> 
             f"{checkpoint.name} has no matrix of floats of at least {_MIN_SIDE} x {_MIN_SIDE} to round",
             hint="--mode archive keeps every bit",
         )
-    step, bits, error = _TYPICAL
-    grid = round(_GRID * (math.log2(step) + rounding.excess(bits, error)))
+    grid = rounding.guess
     for _ in range(_TRIES):
         move = round(_GRID * rounding.excess(*_try(pieces, rounding.quantizer(grid, 1), threads)))
         if move == 0:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilm.errors import HeaderError
-from hilm.reel.layout import CHUNK_ELEMENTS, SLAB_BYTES, coded_view
+from hilm.reel.carrier import Placement
+from hilm.reel.layout import CHUNK_ELEMENTS, SLAB_BYTES, chunk_lengths, coded_view
 from hilm.reel.schema import require
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Kind(IntEnum):
 
 _NAMES = ["offset", "size", "crc32c", "kind", "file", "zero", "elements"]
 RECORD: Final = np.dtype({"names": _NAMES, "formats": ["<u8", "<u4", "<u4", "u1", "u1", "<u2", "<u4"]})
-"""One entry of the index, 24 bytes. Heads and blobs have 0 elements."""
+"""One entry of the index, 24 bytes. Heads and blobs have 0 elements. Offsets of packets count from the start
+of the video: ``file`` 0 is the one in front of the reel, 1 its companion."""
 RECORD_LIMIT: Final = 1 << 31
 
 Index: TypeAlias = NDArray[np.void]
@@ -70,7 +72,7 @@ def count_sample_records(sample: Sample, index: Index) -> int:
 def _tensor_claims(tensor: Tensor, manifest: Manifest, index: Index) -> Iterator[Claim]:
     if tensor.get("alias_of") is not None:
         return
-    owner, slabs = f"tensor {tensor['name']}", tensor["slabs"]
+    owner, slabs, layout = f"tensor {tensor['name']}", tensor["slabs"], tensor.get("layout", "flat")
     rows, columns, word = coded_view(tensor["dtype"], tensor["shape"])
     pieces = "unit" in tensor  # of rows too long for one slab
     width = 1 if pieces else columns
@@ -82,7 +84,8 @@ def _tensor_claims(tensor: Tensor, manifest: Manifest, index: Index) -> Iterator
         require(fits, "tiling", f"{owner}: its slabs do not follow each other")
         whole = not pieces or begin // columns == (end - 1) // columns
         require(whole, "tiling", f"{owner}: a slab crosses rows")
-        _check_slab(index[first : first + count], count, elements, Kind.DATA, owner)
+        place = Placement(1 if pieces else end - begin, end - begin if pieces else columns, layout)
+        _check_slab(index[first : first + count], count, elements, Kind.DATA, owner, place)
         position, record = end, first + count
     require(position * width == rows * columns, "tiling", f"{owner}: its slabs do not cover it")
     if slabs:
@@ -96,15 +99,25 @@ def _sample_claim(sample: Sample, index: Index) -> Claim:
     return first, first + count, owner
 
 
-def _check_slab(records: Index, count: int, elements: int, kind: Kind, owner: str) -> None:
-    """Expect a head and its chunks; the slab of a constant is a head alone."""
-    chunks = -(-elements // CHUNK_ELEMENTS)
-    known = count in {1, 1 + chunks} and len(records) == count
+def is_carried(index: Index, first: int) -> bool:
+    """Whether a video carries the slab that begins with the record ``first``."""
+    kinds: list[int] = index["kind"][first + 1 : first + 2].tolist()
+    return kinds == [Kind.PACKET]
+
+
+def _check_slab(
+    records: Index, count: int, elements: int, kind: Kind, owner: str, place: Placement | None = None
+) -> None:
+    """Expect a head and its chunks, behind its packet if a video carries it; a constant is a head alone."""
+    kinds, lengths = [kind], chunk_lengths(elements)
+    if place and is_carried(records, 0):
+        kinds, lengths = [Kind.PACKET, kind], place.lengths
+    expected = [Kind.HEAD, *kinds * len(lengths)]
+    known = count in {1, len(expected)} and len(records) == count
     require(known, "tiling", f"{owner}: a slab of {elements} elements cannot have {count} records")
-    lengths = [0, *[CHUNK_ELEMENTS] * (chunks - 1), elements - CHUNK_ELEMENTS * (chunks - 1)]
-    tiled = records["elements"].tolist() == lengths[:count]
+    tiled = records["elements"].tolist() == [0, *(n for n in lengths for _ in kinds)][:count]
     require(
-        tiled and records["kind"].tolist() == [Kind.HEAD] + [kind] * (count - 1),
+        tiled and records["kind"].tolist() == expected[:count],
         "tiling",
         f"{owner}: the records do not tile a slab",
     )

@@ -25,7 +25,8 @@ def read_rows(reel: Reel, name: str, begin: int, end: int) -> NDArray[np.uint8]:
     """Stored little-endian bytes of the rows ``begin`` … ``end`` - 1 along a tensor's first axis.
 
     Of every slab they touch, the head is read and the chunks that cover them, in two ranges at most, and
-    checked by CRC32C; the SHA-256 covers whole tensors only. A difference from a base is read whole.
+    checked by CRC32C; the SHA-256 covers whole tensors only. A difference from a base
+    is read whole, and so is what a video carries.
 
     Raises:
         UsageError: There is no such tensor, it has no such rows, or they share bytes.
@@ -37,7 +38,7 @@ def read_rows(reel: Reel, name: str, begin: int, end: int) -> NDArray[np.uint8]:
     unit, rest = divmod(size, shape[0])
     if rest:
         raise UsageError(f"rows of {name} share bytes", hint="read the whole tensor")
-    if reel.base_sha256(name) is not None:
+    if reel.base_sha256(name) is not None or reel.file.carrier is not None:
         return reel.words(name)[begin * unit : end * unit]
     return np.concatenate([np.empty(0, np.uint8), *_pieces(reel, name, begin * unit, end * unit)])
 

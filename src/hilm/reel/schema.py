@@ -101,6 +101,17 @@ class Front(TypedDict):
     frames: list[Frame]
 
 
+class Companion(TypedDict):
+    """The video beside the reel that carries its symbols; ``extradata`` is what its decoder needs, in hex."""
+
+    file: str
+    size: int
+    sha256: _Sha256
+    codec: str
+    pixel_format: str
+    extradata: Annotated[str, "([0-9a-f]{2})*"]
+
+
 class Error(TypedDict):
     """How far the weights of a tensor lie from the source's; ``max_abs`` in weight units.
 
@@ -117,7 +128,8 @@ class Tensor(TypedDict):
     """One tensor. Slabs are [begin, end, first record, records], in rows of the view or in elements.
 
     ``coder`` is the first of ``tcq``, ``ecsq``, ``tcq-delta``, ``worddiff``, ``same``, ``symbols``,
-    ``const``, ``raw`` that any slab uses; ``raw`` without slabs. ``sha256`` is that of the decoded bytes;
+    ``const``, ``raw`` that any slab uses; ``raw`` without slabs. ``layout`` is that of the slabs a video
+    carries, ``layout_gain`` the percentage of their bytes it saved. ``sha256`` is that of the decoded bytes;
     where they are not the source's, ``sha256_source`` is that of the source, and ``error`` says how they
     differ.
     """
@@ -133,6 +145,7 @@ class Tensor(TypedDict):
     alias_of: NotRequired[str | None]
     unit: NotRequired[Annotated[str, "element"]]
     layout: NotRequired[str]
+    layout_gain: NotRequired[float]
     sha256_source: NotRequired[_Sha256]
     error: NotRequired[Error]
     column_gain: NotRequired[None]
@@ -188,7 +201,7 @@ class Manifest(TypedDict):
     coding: Coding
     source: Source | None
     base: Pinned | None
-    companion: None
+    companion: Companion | None
     front: Front | None
     tensors: list[Tensor]
     totals: Totals

@@ -5,17 +5,19 @@ Every coder is one entry of a table: from the parsed head to a function that dec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hilm.errors import ChecksumMismatch
-from hilm.reel.archive import symbol_decoder, symbol_encoder
+from hilm.reel.archive import carried_symbols, symbol_decoder, symbol_encoder
+from hilm.reel.carrier import MIDDLE, too_many_escapes
 from hilm.reel.delta import delta_decoder
 from hilm.reel.delta_rounding import rounded_delta_decoder
 from hilm.reel.head import DIFFERENCES, ROUNDING, Coder, SlabHead, pack_head, parse_head
-from hilm.reel.quantizer import scalar_decoder, trellis_decoder
+from hilm.reel.quantizer import carried_weights, scalar_decoder, trellis_decoder
+from hilm.reel.scales import one_class
 from hilm.reel.threads import in_threads
 from hilm.reel.words import word_view
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hilm.reel.plan import ChunkDecoder, Plan, Planner, Words
+    from hilm.reel.carrier import Carried, Placement
+    from hilm.reel.plan import CarriedDecoder, ChunkDecoder, Plan, Planner, Words
     from hilm.reel.words import WordView
     from hilm.weights.dtypes import DType
 
@@ -40,11 +43,13 @@ class EncodedSlab:
         head: What every chunk needs to be decoded.
         chunks: One per 262,144 words; none if all words are equal.
         decoded: The stored bytes that come back, where they are others than those that went in.
+        frames: uint8 [512, 512] for each chunk, where a video carries the symbols.
     """
 
     head: bytes
     chunks: list[bytes]
     decoded: NDArray[np.uint8] | None = None
+    frames: Sequence[NDArray[np.uint8]] = ()
 
     @property
     def nbytes(self) -> int:
@@ -84,6 +89,42 @@ def encode_slab(
     if planned.decoded is not None or 2 * planned.nbytes < view.nbytes:
         return planned
     return min(planned, _encode_exactly(stored, view, threads), key=lambda coded: coded.nbytes)
+
+
+def carry_slab(
+    words: NDArray[np.uint8],
+    dtype: DType,
+    placement: Placement,
+    *,
+    planner: Planner | None = None,
+    threads: int = 1,
+) -> EncodedSlab | None:
+    """Code a slab for a video: what no frame holds is in its chunks. There is no entropy coder.
+
+    Args:
+        words: As of `encode_slab`.
+        dtype: As of `encode_slab`.
+        placement: Where its elements lie in the frames.
+        planner: As of `encode_slab`; what it does not take is kept bit for bit.
+        threads: As of `encode_slab`.
+
+    Returns:
+        The slab, or None where a video does not serve it: equal words, too large integers, or more than
+        0.1 % of the indices beyond the grey values.
+    """
+    view = placement.view(dtype)
+    stored = placement.arrange(np.require(words.view(view.word), requirements="A"))
+    plan = (planner(stored, view, threads) if planner else None) or symbol_encoder(stored, view)
+    if plan is None or plan.carry is None or stored.min() == stored.max():
+        return None
+    carry = plan.carry
+    chunks = in_threads(lambda span: carry(*span), view.ranges(), threads)
+    if too_many_escapes(chunks):
+        return None
+    head, rounds = replace(plan.head, scales=one_class(), codes=plan.head.codes[:0]), plan.decoded is not None
+    frames = [placement.draw(i, c.pixels, MIDDLE if rounds else 0) for i, c in enumerate(chunks)]
+    decoded = None if plan.decoded is None else placement.restore(plan.decoded).view(np.uint8)
+    return EncodedSlab(pack_head(head), [chunk.data for chunk in chunks], decoded, frames)
 
 
 def _encode_exactly(stored: Words, view: WordView, threads: int) -> EncodedSlab:
@@ -147,14 +188,53 @@ def decode_slab(
     return out.view(np.uint8)
 
 
-def read_head(head: bytes, view: WordView, *, has_base: bool, rounded: bool) -> SlabHead:
+def restore_slab(
+    head: bytes,
+    chunks: Sequence[Carried],
+    dtype: DType,
+    placement: Placement,
+    *,
+    rounded: bool = False,
+    threads: int = 1,
+) -> NDArray[np.uint8]:
+    """Undo `carry_slab`: the stored bytes of the slab.
+
+    Args:
+        head: Of the coded slab.
+        chunks: One for every frame.
+        dtype: As of `decode_slab`.
+        placement: As of `carry_slab`.
+        rounded: As of `decode_slab`.
+        threads: As of `decode_slab`.
+
+    Raises:
+        ChecksumMismatch: As `decode_slab` does.
+        UnsupportedVersion: As `decode_slab` does.
+    """
+    view = placement.view(dtype)
+    parsed = read_head(head, view, has_base=False, rounded=rounded, carried=True)
+    if parsed.coder not in _CARRIED:
+        raise ChecksumMismatch(f"a video carries no {parsed.coder.name.lower()}")
+    decode, out = _CARRIED[parsed.coder](parsed), np.empty(view.size, view.word)
+
+    def work(task: tuple[Carried, tuple[int, int]]) -> None:
+        chunk, (start, stop) = task
+        decode(chunk, out[start:stop])
+
+    in_threads(work, list(zip(chunks, view.ranges(), strict=True)), threads)
+    return placement.restore(out).view(np.uint8)
+
+
+def read_head(
+    head: bytes, view: WordView, *, has_base: bool, rounded: bool, carried: bool = False
+) -> SlabHead:
     """Parse the head of a slab that may use only what its tensor says.
 
     Raises:
         ChecksumMismatch: The head is malformed, or of a coder that such a tensor does not have.
         UnsupportedVersion: The head names a coder this version does not know.
     """
-    parsed = parse_head(head, view)
+    parsed = parse_head(head, view, carried=carried)
     if parsed.coder in DIFFERENCES and not has_base:
         raise ChecksumMismatch("slab of differences in a tensor that has no base")
     if parsed.coder in ROUNDING and not rounded:
@@ -224,4 +304,9 @@ _DECODERS: Mapping[Coder, Callable[[SlabHead], ChunkDecoder]] = {
     Coder.WORDDIFF: delta_decoder,
     Coder.SAME: _same_decoder,
     Coder.TCQ_DELTA: rounded_delta_decoder,
+}
+_CARRIED: Mapping[Coder, Callable[[SlabHead], CarriedDecoder]] = {
+    Coder.SYMBOLS: carried_symbols,
+    Coder.TCQ: carried_weights,
+    Coder.ECSQ: carried_weights,
 }

@@ -1,12 +1,13 @@
-"""Preview frames as an ordinary MP4 file that browsers and players show: the only module that imports PyAV.
+"""Frames in video files, coarse for people or lossless for symbols: the only module that imports PyAV.
 
-VP9 in yuv420p with chroma 128. The luma plane is the frame itself, written without any scaler and tagged full
+A preview is VP9 in yuv420p. The luma plane is the frame itself, written without any scaler and tagged full
 range (0 is black, 255 white), so that players show grey 128 as mid grey. Every frame is a key frame and the
 index precedes the data. One encoder thread and no clock: on one installation equal frames give equal bytes.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from io import BytesIO
 from itertools import pairwise
@@ -17,12 +18,16 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 
-from hilm.errors import EncoderError, InputError, UsageError
+from hilm.errors import ChecksumMismatch, EncoderError, InputError, UsageError
+from hilm.reel.carrier import FPS, SIDE
+from hilm.reel.crc32c import crc32c
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from hilm.reel.carrier import Carrier
 
 PIXEL_FORMAT = "yuv420p"
 FULL_RANGE = 2  # FFmpeg's AVCOL_RANGE_JPEG
@@ -31,6 +36,7 @@ NO_COLOUR = 128
 # Tried in turn until the file fits its budget: (CRF, step); higher CRF is coarser, step 2 halves both sides.
 LADDER = ((32, 1), (48, 1), (48, 2))
 _MUXER = {"movflags": "+faststart", "fflags": "+bitexact"}
+_BLOCK_HEAD = 64  # bytes between where a demuxer finds a packet and where its data begin, at most
 _ENCODER = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "b": "0"}
 
 
@@ -138,9 +144,9 @@ def _add_stream(container: Any, shape: tuple[int, ...], crf: int, step: int, fps
     return stream
 
 
-def _picture(pixels: NDArray[np.uint8], index: int) -> av.VideoFrame:
+def _picture(pixels: NDArray[np.uint8], index: int, pixel_format: str = PIXEL_FORMAT) -> av.VideoFrame:
     rows, columns = pixels.shape
-    picture = av.VideoFrame(columns, rows, PIXEL_FORMAT)
+    picture = av.VideoFrame(columns, rows, pixel_format)
     picture.pts, picture.color_range, picture.colorspace = index, FULL_RANGE, BT709
     for plane in picture.planes:
         np.frombuffer(plane, np.uint8)[:] = NO_COLOUR
@@ -168,3 +174,150 @@ def _chapter_table(chapters: Sequence[tuple[str, int]], count: int, fps: int) ->
         }
         for number, ((title, start), stop) in enumerate(zip(chapters, bounds[1:], strict=True))
     ]
+
+
+class Film:
+    """A lossless video in the making, frame by frame, in a file of its own.
+
+    Args:
+        path: The file.
+        carrier: Its codec and container.
+
+    Raises:
+        EncoderError: The encoder or the file system failed.
+    """
+
+    def __init__(self, path: Path, carrier: Carrier) -> None:
+        self.path, self.carrier = path, carrier
+        self._checks: list[int] = []
+        self._chapters: list[tuple[str, int]] = []
+        with _encoding():
+            muxer = {"fflags": "+bitexact", **carrier.muxer}
+            self._file = av.open(path, "w", format=carrier.container, options=muxer)
+            stream: Any = self._file.add_stream(carrier.encoder, rate=FPS, options=dict(carrier.options))
+            _set_up(stream.codec_context, carrier)
+        self._stream = stream
+
+    def begin(self, title: str) -> None:
+        """Begin a chapter with the next frame."""
+        self._chapters.append((title, len(self._checks)))
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        """Encode the next frame, uint8 [512, 512]."""
+        with _encoding():
+            picture = _picture(frame, len(self._checks), self.carrier.pixel_format)
+            self._file.mux(self._stream.encode(picture))
+        self._checks.append(crc32c(frame.tobytes()))
+
+    def finish(self) -> tuple[list[tuple[int, int, int]], bytes]:
+        """Complete the file, decode it, and compare every frame.
+
+        Returns:
+            Offset, size and CRC32C of every packet, in order; and what a decoder needs to know besides.
+
+        Raises:
+            UsageError: There are no frames.
+            EncoderError: The encoder lost something.
+        """
+        if not self._checks:
+            raise UsageError(
+                "the model has no tensor that a video carries", hint="--carrier packed serves all of them"
+            )
+        with _encoding():
+            self._file.mux(self._stream.encode(None))
+            chapters = [
+                c for c, later in pairwise([*self._chapters, ("", len(self._checks))]) if c[1] < later[1]
+            ]
+            self._file.set_chapters(_chapter_table(chapters, len(self._checks), FPS))
+            self._file.close()
+            return self._read_back()
+
+    def _read_back(self) -> tuple[list[tuple[int, int, int]], bytes]:
+        found: list[tuple[int, int, int]] = []
+        with self.path.open("rb") as raw, av.open(self.path) as file:
+            stream = file.streams.video[0]
+            extradata = stream.codec_context.extradata or b""
+            decoder = FrameDecoder(self.carrier, extradata)
+            for packet in file.demux(stream):
+                if not packet.size:
+                    continue
+                data = bytes(packet)
+                raw.seek(packet.pos or 0)
+                inside = raw.read(len(data) + _BLOCK_HEAD).find(data)
+                expected = self._checks[len(found)] if len(found) < len(self._checks) else -1
+                if inside < 0 or crc32c(decoder.decode(data).tobytes()) != expected:
+                    raise EncoderError(f"{self.carrier.encoder} did not keep frame {len(found)}")
+                found.append(((packet.pos or 0) + inside, len(data), crc32c(data)))
+        if len(found) != len(self._checks):
+            raise EncoderError(f"{self.carrier.encoder} kept {len(found)} of {len(self._checks)} frames")
+        return found, extradata
+
+    def close(self) -> None:
+        """Delete the file, unless it has been moved to its place."""
+        with suppress(av.FFmpegError):
+            self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class FrameDecoder:
+    """Decodes packets of a carrier, each on its own; several threads may use one.
+
+    Args:
+        carrier: Its codec.
+        extradata: What its file says besides the packets.
+    """
+
+    def __init__(self, carrier: Carrier, extradata: bytes) -> None:
+        self._carrier, self._extradata = carrier, extradata
+
+    def decode(self, packet: bytes) -> NDArray[np.uint8]:
+        """The one frame of a packet, uint8 [512, 512].
+
+        Raises:
+            ChecksumMismatch: It is no such frame.
+        """
+        carrier = self._carrier
+        try:
+            context: Any = av.CodecContext.create(carrier.codec, "r")
+            context.width = context.height = SIDE
+            context.extradata, context.thread_count = self._extradata or None, 1
+            if carrier.tag:
+                context.codec_tag = carrier.tag
+            frames = context.decode(av.Packet(packet))
+        except (av.FFmpegError, ValueError) as error:
+            raise ChecksumMismatch(f"a packet is no frame of {carrier.codec}") from error
+        shapes = [(frame.format.name, frame.height, frame.width) for frame in frames]
+        if shapes != [(carrier.pixel_format, SIDE, SIDE)]:
+            raise ChecksumMismatch(f"a packet holds {shapes!r:.80}, not one frame of {carrier.codec}")
+        return _luma(frames[0]).copy()
+
+
+def encode_frames(carrier: Carrier, frames: Sequence[NDArray[np.uint8]]) -> int:
+    """Bytes that a carrier's codec makes of frames.
+
+    Raises:
+        EncoderError: The encoder failed.
+    """
+    with _encoding():
+        context: Any = av.CodecContext.create(carrier.encoder, "w")
+        _set_up(context, carrier)
+        context.framerate, context.time_base, context.options = FPS, Fraction(1, FPS), dict(carrier.options)
+        packets = [
+            p for n, f in enumerate(frames) for p in context.encode(_picture(f, n, carrier.pixel_format))
+        ]
+        return sum(packet.size for packet in packets + context.encode(None))
+
+
+def _set_up(context: Any, carrier: Carrier) -> None:  # noqa: ANN401 - PyAV
+    context.width = context.height = SIDE
+    context.pix_fmt, context.color_range = carrier.pixel_format, FULL_RANGE
+    context.gop_size, context.thread_count = 1, 1
+
+
+@contextmanager
+def _encoding() -> Iterator[None]:
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        hint = "is the disk full?"
+        raise EncoderError(f"cannot write the video: {error.strerror}", hint=hint) from error

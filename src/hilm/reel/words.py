@@ -48,6 +48,7 @@ class WordView:
         columns: C.
         mantissa: Mantissa bits of a float type.
         signed: Whether integers are two's complement.
+        spans: First and last-plus-one word of chunks that are cut otherwise than by their number.
     """
 
     kind: Literal["float", "token", "byte"]
@@ -56,6 +57,7 @@ class WordView:
     columns: int
     mantissa: int = 0
     signed: bool = False
+    spans: tuple[tuple[int, int], ...] = ()
 
     @property
     def size(self) -> int:
@@ -74,9 +76,8 @@ class WordView:
 
     def ranges(self) -> list[tuple[int, int]]:
         """First and last-plus-one word of every chunk."""
-        return [
-            (start, min(start + CHUNK_ELEMENTS, self.size)) for start in range(0, self.size, CHUNK_ELEMENTS)
-        ]
+        starts = range(0, self.size, CHUNK_ELEMENTS)
+        return list(self.spans) or [(start, min(start + CHUNK_ELEMENTS, self.size)) for start in starts]
 
 
 def word_view(dtype: DType, rows: int, columns: int) -> WordView:

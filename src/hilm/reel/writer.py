@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from hilm.errors import HeaderError, InputError, SourceChanged, StorageError
+from hilm.reel.carrier import FPS, SIDE
 from hilm.reel.crc32c import crc32c
-from hilm.reel.journal import Journal
+from hilm.reel.journal import Journal, film_of
 from hilm.reel.manifest import canonical_json, check_manifest
-from hilm.reel.records import RECORD, RECORD_LIMIT, check_records
+from hilm.reel.records import RECORD, RECORD_LIMIT, Kind, check_records
 from hilm.reel.sections import (
     ATOM,
     EMPTY_FRONT,
@@ -30,16 +32,21 @@ from hilm.reel.sections import (
     front_crc32c,
     sealed,
 )
+from hilm.reel.video import Film
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
-    from hilm.reel.crc32c import Bytes
-    from hilm.reel.records import Kind
-    from hilm.reel.schema import Front, Manifest, Totals
+    from numpy.typing import NDArray
 
+    from hilm.reel.carrier import Carrier
+    from hilm.reel.crc32c import Bytes
+    from hilm.reel.records import Index
+    from hilm.reel.schema import Companion, Front, Manifest, Totals
+
+_PIECE = 8 << 20
 _ENTRY = struct.Struct("<QIIBBHI")  # one RECORD
 
 
@@ -49,10 +56,10 @@ class ReelFacts:
 
     Attributes:
         path: Its name.
-        size: Bytes of the whole file.
+        size: Bytes of the whole file, and of its companion.
         sha256: SHA-256 of the whole file, hex.
         manifest_sha256: SHA-256 of the manifest, hex.
-        payload_bytes: Bytes behind the front.
+        payload_bytes: Bytes behind the front, and of the video that carries symbols.
         bits_per_weight: 8 times that per weight; 0 without weights.
     """
 
@@ -75,6 +82,7 @@ class ReelWriter:
         front: A complete MP4, written first.
         key: Hash of everything the bytes of the reel depend on. With it, a journal is kept.
         described: What the manifest will say of the front; the journal remembers it.
+        carrier: Codec of the video that symbols ride in; without a suffix that is put in front.
 
     Attributes:
         resumed: Slabs taken over from an interrupted run.
@@ -84,13 +92,20 @@ class ReelWriter:
     """
 
     def __init__(
-        self, out: Path, front: bytes = EMPTY_FRONT, *, key: str = "", described: Front | None = None
+        self,
+        out: Path,
+        front: bytes = EMPTY_FRONT,
+        *,
+        key: str = "",
+        described: Front | None = None,
+        carrier: Carrier | None = None,
     ) -> None:
         self.out, self.resumed, self._part = out, 0, part_of(out)
         self.front_size, self.front_crc32c = len(front), crc32c(front)
         self._entries = bytearray()
         self._position = HEADER_BYTES
         self._replaying, self._journal = bool(key), None
+        self._carrier, self.film, self._film_size = carrier, None, 0
         head = front + ATOM.pack(1, b"uuid", 0, UUID) + sealed(HEADER.pack(b"HILMREEL", 1, 0, 0, 1, 0))
         with self._storage():
             self._descriptor = _claim(self._part, keep=self._replaying)
@@ -103,6 +118,8 @@ class ReelWriter:
                 os.ftruncate(self._descriptor, 0)
                 self._write(head)
                 self._end_replay()
+            if carrier is not None:
+                self.film = Film(film_of(self._part), carrier)
             undo.pop_all()
 
     def replay(self) -> list[bytes] | None:
@@ -170,6 +187,54 @@ class ReelWriter:
         self._position += size
         return self.count - 1
 
+    @property
+    def index(self) -> Index:
+        """Records so far, a copy."""
+        return np.frombuffer(bytes(self._entries), RECORD)
+
+    def add_frame(self, film: Film, frame: NDArray[np.uint8], elements: int) -> None:
+        """Add a frame to the video; its record is filled in when the video is finished."""
+        film.add(frame)
+        beside = bool(self._carrier and self._carrier.suffix)
+        self._entries += _ENTRY.pack(0, 0, 0, Kind.PACKET, beside, 0, elements)
+
+    def finish_film(self, film: Film) -> tuple[Front | None, Companion | None]:
+        """Complete the video and compare it with what it was given; what the manifest says of it.
+
+        Raises:
+            EncoderError: The encoder lost something.
+        """
+        packets, extradata = film.finish()
+        index = self.index.copy()
+        places = np.flatnonzero(index["kind"] == Kind.PACKET)
+        for column, values in zip(
+            ("offset", "size", "crc32c"), np.array(packets, np.int64).reshape(-1, 3).T, strict=True
+        ):
+            index[column][places] = values
+        self._entries = bytearray(index.tobytes())
+        self._film_size, codec, pixels = (
+            film.path.stat().st_size,
+            film.carrier.codec,
+            film.carrier.pixel_format,
+        )
+        if film.carrier.suffix:
+            with film.path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            name = companion_of(self.out, film.carrier.suffix).name
+            return None, {
+                "file": name, "size": self._film_size, "sha256": digest,
+                "codec": codec, "pixel_format": pixels, "extradata": extradata.hex(),
+            }  # fmt: skip
+        self.front_size, self.front_crc32c = self._film_size, 0
+        with film.path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                self.front_crc32c = crc32c(piece, self.front_crc32c)
+        return {
+            "size": self._film_size, "crc32c": f"0x{self.front_crc32c:08x}",
+            "codec": codec, "pixel_format": pixels,
+            "height": SIDE, "width": SIDE, "fps": [FPS, 1], "frames": [],
+        }, None  # fmt: skip
+
     def finish(self, manifest: Manifest) -> ReelFacts:
         """Write index, manifest and footer, and give the file its name.
 
@@ -183,7 +248,7 @@ class ReelWriter:
         """
         self._end_replay()
         end = self._position + len(self._entries)
-        raw = _settle_totals(check_manifest(manifest), ATOM.size + end + FOOTER_BYTES)
+        raw = _settle_totals(check_manifest(manifest), ATOM.size + end + FOOTER_BYTES + self._film_size)
         index = np.frombuffer(self._entries, RECORD)
         check_records(manifest, index)
         check_place(manifest, 1, self.front_size)
@@ -195,17 +260,38 @@ class ReelWriter:
             self._position, len(self._entries), crc32c(self._entries), 1, end + len(raw),
         )  # fmt: skip
         self._write(self._entries + raw + sealed(footer))
-        payload, weights = ATOM.size + end + len(raw) + FOOTER_BYTES, manifest["totals"]["weights"]
+        atom, weights = ATOM.size + end + len(raw) + FOOTER_BYTES, manifest["totals"]["weights"]
+        payload = atom + self._film_size
         with self._storage():
-            digest = self._publish(payload)
+            if self.film is not None:
+                self._place_film(self.film)
+            digest = self._publish(atom)
         return ReelFacts(
             path=self.out,
-            size=self.front_size + payload,
+            size=self.front_size + atom + (self._film_size if manifest["companion"] else 0),
             sha256=digest,
             manifest_sha256=manifest_digest.hexdigest(),
             payload_bytes=payload,
             bits_per_weight=8 * payload / weights if weights else 0.0,
         )
+
+    def _place_film(self, film: Film) -> None:
+        """Give the video its name, or put it in front of everything written so far."""
+        with film.path.open("ab") as file:
+            if not film.carrier.suffix:
+                with self._part.open("rb") as section:
+                    section.seek(len(EMPTY_FRONT))
+                    shutil.copyfileobj(section, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if film.carrier.suffix:
+            film.path.replace(companion_of(self.out, film.carrier.suffix))
+            return
+        descriptor = os.open(film.path, os.O_RDWR)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        film.path.replace(self._part)
+        os.close(self._descriptor)
+        self._descriptor = descriptor
 
     def _publish(self, atom_size: int) -> str:
         """Complete the atom header, move the file to its name, and return its SHA-256."""
@@ -243,6 +329,8 @@ class ReelWriter:
 
     def close(self, *, keep: bool = True) -> None:
         """Remove what was written, unless it is finished, or may be kept and has a journal."""
+        if self.film is not None:
+            self.film.close()
         if self._descriptor >= 0:
             if keep and self._journal and self._journal.started:
                 with contextlib.suppress(StorageError):
@@ -266,6 +354,11 @@ class ReelWriter:
 def part_of(out: Path) -> Path:
     """Where a reel is while it is written."""
     return out.with_name(out.name + ".part")
+
+
+def companion_of(out: Path, suffix: str) -> Path:
+    """Where the video beside a reel is."""
+    return out.with_suffix(suffix)
 
 
 def _settle_totals(manifest: Manifest, size: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import starmap
@@ -13,6 +14,7 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
 from hilm.errors import VerificationError
+from hilm.parity.metrics import measure
 from hilm.ship.torch_model import cases, evaluating, load_model
 
 if TYPE_CHECKING:
@@ -130,9 +132,10 @@ def difference(reference: NDArray[Any], answer: NDArray[Any], mask: NDArray[Any]
     """Compare one output; masked tokens do not count."""
     if mask is not None and reference.shape[:2] == mask.shape:
         reference, answer = reference[mask > 0], answer[mask > 0]
-    error = np.abs(answer.astype(np.float64) - reference).max(initial=0)
-    agreed = reference.argmax(-1) == answer.argmax(-1) if reference.ndim else np.ones(1, bool)
-    return Difference(float(error), float(np.abs(reference).max(initial=0)), int(agreed.sum()), agreed.size)
+    left, right = (array.reshape(-1, array.shape[-1] if array.ndim else 1) for array in (reference, answer))
+    measured, agreed = measure(left, right), left.argmax(-1) == right.argmax(-1)
+    error = math.nan if measured.nonfinite else measured.max_abs
+    return Difference(error, float(np.abs(reference).max()), int(agreed.sum()), agreed.size)
 
 
 def compare(model: PreTrainedModel, session: InferenceSession, inputs: Inputs) -> Iterator[Difference]:

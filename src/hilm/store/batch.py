@@ -65,6 +65,8 @@ def _describe(result: Result, entry: Row | None, reels: Path) -> dict[str, Any]:
     facts = describe_entry(entry, reels, result.model) if entry else {"model": result.job.name}
     if result.archive is not None and result.job.base:
         facts |= {"unpaired": list(result.archive.unpaired), "energy_lost": result.archive.energy_lost}
+    if result.archive is not None and result.archive.layouts:
+        facts |= {"carrier": result.job.carrier[0], "layouts": result.archive.layouts}
     return facts | {"seconds": result.seconds}
 
 
@@ -118,8 +120,8 @@ def _entry(result: Result, reel: ReelFacts, values: int, frames: int, *, models:
         "uri": reel.path.name,
         "mode": result.job.mode,
         "format_version": 1,
-        "codec": CODEC,
-        "layout": "flat",
+        "codec": CODEC if result.job.carrier[0] == "packed" else result.job.carrier[0],
+        "layout": "flat" if result.job.carrier[0] == "packed" else result.job.carrier[1],
         "frames": frames,
         "bytes": reel.size // models,
         "values": values,

@@ -45,13 +45,12 @@ class Plan:
     skipped: dict[str, dict[str, Any]] = field(default_factory=dict)
     owners: dict[str, bytes] = field(default_factory=dict)
     _known: dict[bytes, Row] = field(default_factory=dict)
-    _entries: dict[bytes, Row] = field(default_factory=dict)
     _seen: set[bytes] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if self.store.exists:
-            self._known = {row["ref_key"]: row for row in self.store.catalog.models()}
-            self._entries = {row["entry_key"]: row for row in self.store.catalog.rows("reels")}
+            known = self.store.catalog.models(columns=["name", "commit", "parameters"])
+            self._known = {row["ref_key"]: row for row in known}
             self.owners = {row["name"]: row["ref_key"] for row in self._known.values()}
 
     def add(self, target: str, name: str | None = None) -> Job | None:
@@ -105,13 +104,11 @@ class Plan:
         if self.mode == "index":
             self.skipped[job.name] = {}
             return True
-        entry = self._entries.get(entry_key(job))
-        if entry is None or entry["content_key"] != known["content_key"]:
-            return False
-        if not (self.store.reels / entry["uri"]).is_file():
-            return False
-        self.skipped[job.name] = describe_entry(entry, self.store.reels, known)
-        return True
+        for entry in self.store.catalog.rows("reels", {"entry_key": entry_key(job)}):
+            if entry["content_key"] == known["content_key"] and (self.store.reels / entry["uri"]).is_file():
+                self.skipped[job.name] = describe_entry(entry, self.store.reels, known)
+                return True
+        return False
 
 
 def describe_entry(entry: Row, reels: Path, model: Row) -> dict[str, Any]:

@@ -81,8 +81,8 @@ def _as_parent(
         one, other = rows[child], rows[parent]
         if one is None or other is None:
             continue
-        _, matches = search_store(
-            store, one["name"], "hierarchical", NEAREST, proof=False, progress=no_progress
+        _, matches, _ = search_store(
+            store, one["name"], "hierarchical", NEAREST, proof=True, progress=no_progress
         )
         for match in matches:
             if match.model["ref_key"] == other["ref_key"] and match.verdict.relation == "merge":

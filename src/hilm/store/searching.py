@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hilm.errors import InputError, NetworkError, StorageError, UnknownModel
 from hilm.lineage.adapter import find_applied, fits
+from hilm.lineage.comparison import sampled_cast
+from hilm.lineage.components import components
 from hilm.lineage.fingerprint import fingerprint
-from hilm.lineage.merges import as_merge, find_parents
+from hilm.lineage.merges import as_merge, find_parents, replaced, siblings
 from hilm.lineage.scan import ScanIndex
 from hilm.lineage.search import Match, Method, Print, find_similar, rank
+from hilm.lineage.sparse import find_sparse_merge, read_values, sampled_names
 from hilm.lineage.statistics import GRAM_NULL
 from hilm.lineage.units import match_units
 from hilm.lineage.verdict import verdict
@@ -21,10 +26,14 @@ from hilm.store.work import reference_key
 from hilm.weights import open_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
 
+    from hilm.lineage.merges import Merge
+    from hilm.lineage.verdict import Evidence
     from hilm.store.reading import Progress
     from hilm.store.store import Store
+    from hilm.weights.checkpoint import Checkpoint
 
 PROOFS = 8
 """Candidates whose weights are read at most."""
@@ -34,6 +43,12 @@ KIN = 64
 
 COMPATIBLE = 512
 """Models that an adapter fits, at most: all pairs of them are compared."""
+
+TRIO = 3
+"""Models that a merge value by value takes at least: a base and two parents."""
+
+ROUNDED = 0.998
+"""Sketch cosine of a model and a copy rounded to 8 bits, at least."""
 
 HINT = 2.2
 """Standard score of the token geometry below which weights are not read: of relatives the lowest was 2.7."""
@@ -47,8 +62,8 @@ def search_store(
     *,
     proof: bool,
     progress: Progress,
-) -> tuple[Print, list[Match]]:
-    """Return the query, and its matches, best first."""
+) -> tuple[Print, list[Match], dict[str, list[Match]]]:
+    """Return the query, its matches, best first, and the relatives of its components, likewise."""
     if not store.exists:
         raise UnknownModel(f"the store {store.path} is empty", hint="hilm index or hilm encode fills it")
     query, path, ref_key = query_print(store, model, progress)
@@ -64,24 +79,60 @@ def search_store(
     if proof and method != "hierarchical":
         near = 2 * max(top_k, PROOFS)
         matches = rank(_prove(path, matches[:near], len(index.keys), progress) + matches[near:])
-    matches = _name_parents(query, matches)
+    matches = _name_parents(query, path if proof else None, matches)
+    parts = {}
+    for name, part in components(query).items() if method != "features" else ():
+        kin = find_similar(store.catalog, index, part, method="hierarchical", top_k=KIN, without=ref_key)
+        parts[name] = _once([m for m in kin if m.verdict.relation != "independent"])[:top_k]
+    return query, _once(matches)[:top_k], parts
+
+
+def _once(matches: list[Match]) -> list[Match]:
+    """Every model once: equal weights beside different tokenizers have several fingerprints."""
     best: dict[bytes, Match] = {}
-    for match in matches:  # equal weights beside different tokenizers have several fingerprints
+    for match in matches:
         best.setdefault(match.model["ref_key"], match)
-    return query, list(best.values())[:top_k]
+    return list(best.values())
 
 
-def _name_parents(query: Print, matches: list[Match]) -> list[Match]:
-    """The matches, those that the query was merged from as its parents."""
+def _name_parents(query: Print, path: str | None, matches: list[Match]) -> list[Match]:
+    """The matches, those that the query was merged from as its parents; with a path weights may be read."""
     related = [number for number, m in enumerate(matches) if m.verdict.relation != "independent"]
     merge = find_parents(query, [matches[number].print for number in related])
+    if path is not None and (merge is None or merge.kind == "nonlinear"):
+        near = siblings(query, [matches[number].print for number in related], copies=True)
+        merge = _read_parents(path, [matches[related[k]] for k in near], near) or merge
     if merge is None:
         return matches
     numbers = [related[k] for k in merge.parents]
     names = [matches[k].model["name"] for k in numbers]
+    base = matches[related[merge.base]].model["name"] if merge.base is not None else None
     for k in numbers:
-        matches[k] = replace(matches[k], verdict=as_merge(matches[k].verdict, query.name, merge, names))
+        judged = as_merge(matches[k].verdict, query.name, merge, names, base)
+        matches[k] = replace(matches[k], verdict=judged)
     return matches
+
+
+def _read_parents(path: str, matches: list[Match], numbers: list[int]) -> Merge | None:
+    """What a model was merged from value by value; what cannot be read any more is no parent."""
+    if len(matches) < TRIO:
+        return None
+    found, values = [], []
+    with suppress(InputError, NetworkError, StorageError), open_checkpoint(path) as checkpoint:
+        names = sampled_names(checkpoint)
+        child = read_values(checkpoint, names)
+        for number, match in zip(numbers, matches, strict=True):
+            with (
+                suppress(InputError, NetworkError, StorageError),
+                open_checkpoint(match.model["uri"]) as other,
+            ):
+                if other.tensors.keys() >= set(names):
+                    values.append(read_values(other, names))
+                    found.append(number)
+        if len(found) >= TRIO and {len(v) for v in values} == {len(child)}:
+            merge = find_sparse_merge(child, np.array(values))
+            return replaced(merge, found) if merge else None
+    return None
 
 
 def query_print(store: Store, model: str | PathLike[str], progress: Progress) -> tuple[Print, str, bytes]:
@@ -116,15 +167,15 @@ def query_print(store: Store, model: str | PathLike[str], progress: Progress) ->
 
 
 def _prove(path: str, matches: list[Match], n: int, progress: Progress) -> list[Match]:
-    """Match hidden units where nothing is established: sees through permutations and pruned widths."""
+    """Read weights where fingerprints do not decide: of possible relatives, and of possible casts."""
     proved, left = [], PROOFS
     for number, match in enumerate(matches):
-        if not left or not _is_unclear(match):
-            proved.append(match)
-            continue
-        left -= 1
-        progress(number, len(matches), f"proof: {match.model['name']}")
-        proved.append(_with_units(path, match, n))
+        read = _match_units if _is_unclear(match) else _look_for_cast if _may_be_cast(match) else None
+        if read and left:
+            left -= 1
+            progress(number, len(matches), f"proof: {match.model['name']}")
+            match = _reread(path, match, n, read)  # noqa: PLW2901 - judged again
+        proved.append(match)
     return proved
 
 
@@ -138,7 +189,30 @@ def _is_unclear(match: Match) -> bool:
     return GRAM_NULL.z(evidence.gram) >= HINT
 
 
-def _with_units(path: str, match: Match, n: int) -> Match:
+def _may_be_cast(match: Match) -> bool:
+    """Whether the models differ by no more than the roughest rounding."""
+    return match.verdict.relation == "fine-tune" and (match.evidence.sketch or 0.0) >= ROUNDED
+
+
+def _match_units(a: Checkpoint, b: Checkpoint, evidence: Evidence) -> Evidence:
+    """Matched hidden units see through permutations and pruned widths."""
+    units = match_units(a, b)
+    if units is None:
+        return evidence
+    return replace(
+        evidence, units=units.cosine, units_z=units.z, controls=units.controls, tokens=units.tokens
+    )
+
+
+def _look_for_cast(a: Checkpoint, b: Checkpoint, evidence: Evidence) -> Evidence:
+    """Fingerprints show casts to bfloat16 only, values all."""
+    cast, casted = sampled_cast(a, b)
+    return replace(evidence, cast=cast, casted=casted)
+
+
+def _reread(
+    path: str, match: Match, n: int, read: Callable[[Checkpoint, Checkpoint, Evidence], Evidence]
+) -> Match:
     """The match, judged again with the weights of both; unchanged if one of them is not there any more."""
     try:
         with (
@@ -146,14 +220,9 @@ def _with_units(path: str, match: Match, n: int) -> Match:
             open_checkpoint(match.model["uri"]) as b,
             threadpool_limits(1, "blas"),
         ):
-            units = match_units(a, b)
+            evidence = read(a, b, match.evidence)
     except (InputError, NetworkError, StorageError):
         return match
-    if units is None:
-        return match
-    evidence = replace(
-        match.evidence, units=units.cosine, units_z=units.z, controls=units.controls, tokens=units.tokens
-    )
     return replace(match, evidence=evidence, verdict=verdict(evidence, n=n))
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from hilm.errors import HilmError, StorageError
 from hilm.lineage.catalog import locked
-from hilm.reel.journal import journal_of
+from hilm.reel.carrier import SUFFIXES
+from hilm.reel.journal import film_of, journal_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -51,7 +52,8 @@ def discard(catalog: Catalog, reels: Path, names: Collection[str]) -> list[str]:
     kept = {row["uri"] for row in catalog.rows("reels", {"uri": names}, columns=["uri"])} if names else set()
     gone = sorted(name for name in set(names) - kept if (reels / name).is_file())
     for name in gone:
-        (reels / name).unlink(missing_ok=True)
+        for path in (reels / name, *((reels / name).with_suffix(suffix) for suffix in SUFFIXES)):
+            path.unlink(missing_ok=True)
     return gone
 
 
@@ -80,4 +82,5 @@ def _remove_abandoned(part: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(file.fileno()), part.lstat()):
             part.unlink()
-            journal_of(part).unlink(missing_ok=True)
+            for path in (journal_of(part), film_of(part)):
+                path.unlink(missing_ok=True)

@@ -123,6 +123,8 @@ class Store:
         exclude_layers: Sequence[str] | None = None,
         name: str | None = None,
         preview: bool = True,
+        carrier: str = "packed",
+        layout: str = "auto",
         jobs: int | None = None,
         ray: str | None = None,
         force: bool = False,
@@ -145,6 +147,9 @@ class Store:
             exclude_layers: Layer types to leave out of the sample.
             name: What to call the model; its folder's name by default.
             preview: Whether the reel gets a front video that players show.
+            carrier: What coded weights of an archive or a small reel ride in: ``packed``, or a lossless video
+                of codec ``ffv1``, ``utvideo`` (a file beside the reel) or ``vp9`` (the front itself).
+            layout: How they lie in its frames: ``raster``, ``flat``, ``hilbert``, or what measures least.
             jobs: Processes; by default one per core where there are enough models.
             ray: Work on the Ray cluster at ``host:port``, or on a ``local`` one, ``jobs`` models at a time.
                 Its machines open models and write reels at the paths given here.
@@ -155,7 +160,8 @@ class Store:
 
         Returns:
             ``models``: per model its reel, mode, parameters, bits_per_weight, bytes, nmse, seconds,
-            and of a delta the tensors that are ``unpaired`` and the share of ``energy_lost``;
+            and of a delta the tensors that are ``unpaired`` and the share of ``energy_lost``, of a video
+            ``carrier`` the ``layouts`` chosen and what they saved in percent;
             ``failed``: per failure the model, message, hint and exit_code.
 
         Raises:
@@ -169,6 +175,7 @@ class Store:
         sampling = {"limit": max_params, "layers": layers, "exclude_layers": exclude_layers}
         rounding["lossy"] = lossy
         options = _job_options(mode, sampling, chunk_size, rounding, stream=stream) | {"preview": preview}
+        options |= _carrier_options(mode, carrier, layout)
         if base is not None:
             from hilm.store.bases import settle_base  # noqa: PLC0415 - only deltas need it
 
@@ -176,6 +183,30 @@ class Store:
         intake = self._intake(mode, options, force=force, progress=progress)
         intake.run([os.fspath(m) for m in models], name=name, jobs=jobs, ray=ray)
         return {"models": [*intake.plan.skipped.values(), *intake.done.values()], "failed": intake.failed}
+
+    def quote(
+        self,
+        model: str | PathLike[str],
+        carrier: str,
+        *,
+        mode: str = "archive",
+        **rounding: Any,  # noqa: ANN401 - as of encode
+    ) -> dict[str, Any]:
+        """Measure what a video carrier costs, on some rows of the largest tensor; nothing is written.
+
+        Returns:
+            ``model``, ``carrier``, ``tensor``, and ``carried`` and ``packed``, bits per weight of either;
+            None where the model has nothing that a video carries.
+
+        Raises:
+            UsageError: Options that do not go together.
+            InputError: There is no checkpoint.
+        """
+        from hilm.store.pricing import quote_carrier  # noqa: PLC0415 - needs the codecs
+
+        _carrier_options(mode, carrier, "auto")
+        options = _job_options(mode, {}, None, rounding, stream=False)
+        return quote_carrier(os.fspath(model), carrier, options.get("rounding"))
 
     def index(
         self,
@@ -229,6 +260,8 @@ class Store:
             ``query``, ``method``, ``matches``: model, score, z, p_value, relation, level, sentence, details,
             uri; best first. For an unmerged adapter also ``adapter``: ``compatible`` (models that it fits,
             which is no evidence) and ``applied`` (pairs that differ by it: base, model, cosine, p_value).
+            Of a model of several stacks (a language model and a vision tower, an encoder and a decoder) also
+            ``components``: component and matches, those established only.
 
         Raises:
             UnknownModel: Neither a path nor a name in the store.
@@ -236,10 +269,17 @@ class Store:
         """
         from hilm.store import searching  # noqa: PLC0415 - only searching needs it
 
-        query, matches = searching.search_store(self, model, method, top_k, proof=proof, progress=progress)
+        query, matches, parts = searching.search_store(
+            self, model, method, top_k, proof=proof, progress=progress
+        )
         adapter = {"adapter": searching.describe_adapter(self, query)} if query.is_adapter else {}
         found = [_describe_match(match) for match in matches]
-        return {"query": query.name, "method": method, "matches": found} | adapter
+        components = [
+            {"component": name, "matches": [_describe_match(match) for match in near]}
+            for name, near in parts.items()
+        ]
+        document = {"query": query.name, "method": method, "matches": found}
+        return document | adapter | ({"components": components} if components else {})
 
     def lineage(
         self,
@@ -448,15 +488,26 @@ class Store:
 
         return film_models(self, models, out, tensor=tensor, difference=difference)
 
-    def remove(self, model: str) -> dict[str, Any]:
+    def remove(self, model: str, *, force: bool = False) -> dict[str, Any]:
         """Forget a model, and delete its reels where no other model is in them.
+
+        Args:
+            model: Its name.
+            force: Also if deltas in the store were taken from it, and no other model has the same content.
 
         Raises:
             UnknownModel: No model of that name.
+            UsageError: Deltas need it.
         """
         from hilm.store.shelf import discard  # noqa: PLC0415 - only deleting needs it
 
-        self.row(model)
+        key = self.row(model)["content_key"]
+        deltas = {row["name"] for row in self.catalog.rows("reels", {"base_content_key": key})} - {model}
+        if deltas and not force and len(self.catalog.models({"content_key": key})) == 1:
+            raise UsageError(
+                f"deltas were taken from {model}: {', '.join(sorted(deltas))}",
+                hint="remove those first, or --force: they cannot be decoded without it",
+            )
         return {
             "removed": model,
             "deleted_reels": discard(self.catalog, self.reels, self.catalog.delete([model])),
@@ -496,6 +547,20 @@ def _job_options(
         raise UsageError(f"a frame holds at most {MAX_FRAME:,} values", hint="--stream makes many frames")
     layers = {key: tuple(sampling[key] or ()) or None for key in ("layers", "exclude_layers")}
     return {"limit": limit, "chunk_size": frame if stream else None, **layers}
+
+
+def _carrier_options(mode: str, carrier: str, layout: str) -> dict[str, Any]:
+    """Fields of a job that say what carries its symbols."""
+    if (carrier, layout) == ("packed", "auto"):
+        return {}
+    from hilm.reel.carrier import carrier_settings  # noqa: PLC0415 - most reels are packed
+
+    if mode not in {"archive", "small"} or not carrier_settings(carrier, layout):
+        raise UsageError(
+            f"{carrier} with layout {layout} is no carrier of mode {mode}",
+            hint="videos carry archives and small reels; only they have a layout",
+        )
+    return {"carrier": (carrier, layout)}
 
 
 def _describe_match(match: Match) -> dict[str, Any]:

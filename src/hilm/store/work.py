@@ -61,6 +61,7 @@ class Job:
         base_key: Content key of the base, 32 bytes.
         bits: For a delta, to how many bits per weight differences are rounded; None keeps every bit.
         force: Write a delta whatever rounding loses.
+        carrier: What the symbols of an archive or a small reel ride in, and where they lie in its frames.
         threads: Threads this job may use.
     """
 
@@ -78,6 +79,7 @@ class Job:
     base_key: bytes = b""
     bits: float | None = None
     force: bool = False
+    carrier: tuple[str, str] = ("packed", "auto")
     threads: int = 1
 
     @property
@@ -188,6 +190,8 @@ def _write_reel(checkpoint: Checkpoint, job: Job, sinks: Sequence[Sink]) -> Enco
     plain = checkpoint.stored is checkpoint.tensors
     passing = sinks if plain else ()
     options: dict[str, Any] = {"preview": job.preview, "sinks": passing, "threads": job.threads}
+    if job.carrier[0] != "packed":
+        options |= {"carrier": job.carrier[0], "layout": job.carrier[1]}
     if job.base:
         with open_base(job.base) as base:
             report = encode_delta(
@@ -258,7 +262,8 @@ class _Picker:
 def entry_key(job: Job) -> bytes:
     """Name of one model in one mode with its settings, 32 bytes."""
     rounding = asdict(job.rounding) if job.rounding else None
-    settings = json.dumps([job.mode, job.rule, job.chunk_size, job.preview, rounding, job.bits])
+    carrier = [] if job.carrier[0] == "packed" else [job.carrier]
+    settings = json.dumps([job.mode, job.rule, job.chunk_size, job.preview, rounding, job.bits, *carrier])
     return hashlib.sha256(reference_key(job.path) + settings.encode() + job.base_key).digest()
 
 

@@ -15,7 +15,7 @@ from hilm.models.onevision.config import (  # noqa: E402 - the same
     OneVisionPackedConfig,
 )
 from hilm.models.onevision.convert import KEY_MAP, Rule, convert_state_dict  # noqa: E402 - the same
-from hilm.models.onevision.loading import load_onevision  # noqa: E402 - the same
+from hilm.models.onevision.loading import as_packed, load_onevision  # noqa: E402 - the same
 from hilm.models.onevision.modeling import OneVisionModel, OneVisionPackedModel  # noqa: E402 - the same
 from hilm.models.onevision.packing import (  # noqa: E402 - the same
     PackedBatch,
@@ -36,6 +36,7 @@ __all__ = [
     "OneVisionPackedModel",
     "PackedBatch",
     "Rule",
+    "as_packed",
     "convert_state_dict",
     "grid_positions",
     "load_onevision",

@@ -60,6 +60,15 @@ def load_onevision(
     return loaded
 
 
+def as_packed(model: OneVisionModel) -> OneVisionPackedModel:
+    """Copy a padded model into the packed variant, in eval mode."""
+    fields = {k: v for k, v in model.config.to_dict().items() if k not in {"model_type", "rope_compute"}}
+    packed: OneVisionPackedModel = OneVisionPackedModel(OneVisionPackedConfig(**fields)).to(model.dtype)
+    packed.load_state_dict(convert_state_dict(model.state_dict(), "padded", "packed", packed.config))
+    packed.eval()
+    return packed
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
