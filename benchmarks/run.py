@@ -43,6 +43,7 @@ BENCHMARKS = (
     "export",
     "onevision",
     "parity",
+    "fit",
 )
 
 

@@ -43,6 +43,7 @@ builtin a caller would expect, so ``except ValueError`` or ``except OSError`` ke
     ├── LeaseError                 exit 1   (RuntimeError)
     ├── EncoderError               exit 1   (RuntimeError)
     ├── Cancelled                  exit 1   (RuntimeError)
+    ├── TrainingError              exit 1   (RuntimeError)
     ├── CatalogError               exit 1   (RuntimeError)
     │   ├── CatalogBusy
     │   ├── CatalogConflict
@@ -301,6 +302,10 @@ class EncoderError(HilmError, RuntimeError):
 
 class Cancelled(HilmError, RuntimeError):
     """The work was cancelled on request."""
+
+
+class TrainingError(HilmError, RuntimeError):
+    """Training went wrong: its loss is no number, or a process died."""
 
 
 class CatalogError(HilmError, RuntimeError):

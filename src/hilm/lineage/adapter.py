@@ -82,11 +82,11 @@ def sketch_product(
     if sketch is None:
         return None
     position = fixed(sketch.vector)
-    norm = abs(_scale(config, down.name, down.shape[0])) * sketch.weight_norm
+    norm = abs(scale(config, down.name, down.shape[0])) * sketch.weight_norm
     return (rows, columns, 0, norm, code(quantise(position), RUNS)), position
 
 
-def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
+def scale(config: Mapping[str, Any], name: str, rank: int) -> float:
     """S = alpha/r, or alpha/√r as rank-stabilised adapters have it; 1 where nothing is said."""
     alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern")
     module = name.partition(_DOWN)[0]

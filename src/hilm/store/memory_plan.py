@@ -165,6 +165,8 @@ def plan(
     rank: int = 16,
     targets: Sequence[str] = ("attention", "mlp"),
     checkpointing: bool = False,
+    adapter: tuple[int, int] | None = None,
+    bits: int = 16,
 ) -> dict[str, Any]:
     """Say what memory training and serving a model take; no weights are read.
 
@@ -175,6 +177,8 @@ def plan(
         rank: Of LoRA.
         targets: Layer types whose matrices LoRA adapts.
         checkpointing: Whether activations are computed again instead of kept.
+        adapter: Values and tensors trained beside a frozen base, instead of LoRA's of this rank.
+        bits: What a quantised base computes in, 16 or 32.
 
     Returns:
         ``model``; exact: ``parameters``, ``roles`` (parameters of each), ``stored_bytes``; ``assumptions``
@@ -208,7 +212,7 @@ def plan(
             "rank": rank,
             "targets": sorted(layer_types),
         },
-        "training": _train(parameters, parameters.adapter(layer_types, rank), sizes, step),
+        "training": _train(parameters, adapter or parameters.adapter(layer_types, rank), sizes, step, bits),
         "serving": _serve(parameters, sizes.cache * 1000 * batch if sizes and sizes.cache else None),
         "estimated": ["activations", "total", "safe"],
         "notes": [] if sizes else ["no config.json that states layers and width: activations are unknown"],
@@ -216,21 +220,23 @@ def plan(
 
 
 def _train(
-    parameters: Parameters, adapter: tuple[int, int], sizes: Architecture | None, step: Batch
+    parameters: Parameters, adapter: tuple[int, int], sizes: Architecture | None, step: Batch, width: int
 ) -> list[dict[str, Any]]:
-    """Rows of the ways to train; ``adapter``: values and tensors of LoRA."""
+    """Rows of the ways to train; ``adapter``: values and tensors of LoRA; ``width``: bits of QLoRA."""
     count, everything = parameters.count, (parameters.count, len(parameters.tensors))
     copies = [2 * t.numel for t in parameters.linear]  # in 16 bits: all at once, or one at a time
     kept = {
         bits: None if sizes is None else step.activations(sizes, bits, gated=parameters.gated)
         for bits in (16, 32)
     }
-    nf4 = parameters.quantise(nf4_bytes)
+    largest = width * max(copies, default=0) // 16
+    nf4, int8 = parameters.quantise(nf4_bytes), parameters.quantise(int8_bytes)
     rows = (
         ("full fp32", everything, 4 * count, kept[32], 0),
         ("full bf16 mixed", everything, 4 * count, kept[16], sum(copies)),
         ("lora", adapter, parameters.stored + 4 * adapter[0], kept[parameters.bits], 0),
-        ("qlora nf4", adapter, nf4 + 4 * adapter[0], kept[16], max(copies, default=0)),
+        ("qlora nf4", adapter, nf4 + 4 * adapter[0], kept[width], largest),
+        ("qlora int8", adapter, int8 + 4 * adapter[0], kept[width], largest),
     )
     return [
         _row(method, trained, weights, None if activations is None else activations + beside)
