@@ -77,6 +77,7 @@ def serve(
             export(store, export_space), lambda made: f"{made['models']} models are in {made['space']}"
         )
         return
+    store.require_folder()
     from hilm.web.server import serve as run  # noqa: PLC0415 the same
 
     run(

@@ -65,7 +65,7 @@ def search_store(
 ) -> tuple[Print, list[Match], dict[str, list[Match]]]:
     """Return the query, its matches, best first, and the relatives of its components, likewise."""
     if not store.exists:
-        raise UnknownModel(f"the store {store.path} is empty", hint="hilm index or hilm encode fills it")
+        raise UnknownModel(f"the store {store.place} is empty", hint="hilm index or hilm encode fills it")
     query, path, ref_key = query_print(store, model, progress)
     index = ScanIndex.open(store.catalog, store.path / "cache")
     matches = find_similar(
