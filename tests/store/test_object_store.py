@@ -18,31 +18,31 @@ def address(tmp_path, monkeypatch):
     return f"file-object-store://{tmp_path}/bucket/models"
 
 
-def told(*words):
-    code, out, err = run(*words, "--json")
-    assert code == 0, err
-    return json.loads(out)
+def names(store):
+    return [row["model"] for row in store.list()["models"]]
 
 
-def test_every_command_on_catalogs(house, address, tmp_path):
-    at = ("--storage-dir", address)
-    assert told("list", *at) == {"models": []}
-    done = told("index", house / "base", house / "tuned", *at)
+def test_every_verb_on_catalogs(house, address, tmp_path):
+    store = Store(address)
+    assert not store.exists
+    assert names(store) == []
+    assert list(tmp_path.iterdir()) == []
+    done = store.index([house / "base", house / "tuned"])
     assert (done["indexed"], done["failed"]) == (["base", "tuned"], [])
-    assert told("index", house / "base", *at)["skipped"] == ["base"]
-    assert [row["model"] for row in told("list", *at)["models"]] == ["base", "tuned"]
-    stats = told("stats", *at)
-    assert (stats["path"], stats["models"], stats["reels"]) == (address, 2, 0)
-    best = told("search", house / "tuned", *at)["matches"][0]
+    store = Store(address)
+    assert store.index([house / "base"])["skipped"] == ["base"]
+    assert names(store) == ["base", "tuned"]
+    assert store.stats().items() >= {"path": address, "models": 2, "reels": 0}.items()
+    best = store.search(house / "tuned")["matches"][0]
     assert (best["model"], best["relation"]) == ("base", "fine-tune")
-    assert [edge["relation"] for edge in told("lineage", *at)["edges"]] == ["fine-tune"]
-    assert [found["model"] for found in told("dedupe", *at)["near"]] != []
-    assert told("diff", "base", "tuned", *at)["relation"] == "fine-tune"
-    assert told("show", "base", *at)["reels"] == []
-    assert told("rm", "base", "--yes", *at)["removed"] == "base"
-    assert [row["model"] for row in told("list", *at)["models"]] == ["tuned"]
-    assert told("index", house / "base", *at)["indexed"] == ["base"]
-    assert {p.name for p in (tmp_path / "bucket" / "models").iterdir()} == {"catalog"}
+    assert [edge["relation"] for edge in store.lineage()["edges"]] == ["fine-tune"]
+    assert len(store.dedupe()["near"]) == 1
+    assert diff("base", "tuned", store=store)["relation"] == "fine-tune"
+    assert store.show("base")["reels"] == []
+    assert store.remove("base")["removed"] == "base"
+    assert names(store) == ["tuned"]
+    assert store.index([house / "base"])["indexed"] == ["base"]
+    assert {path.name for path in (tmp_path / "bucket" / "models").iterdir()} == {"catalog"}
 
 
 def test_what_derives_from_the_catalog_is_local_and_of_one_address(house, address, tmp_path):
@@ -57,13 +57,15 @@ def test_what_derives_from_the_catalog_is_local_and_of_one_address(house, addres
 
 
 def test_reels_need_a_folder(house, address):
-    at = ("--storage-dir", address)
-    told("index", house / "base", *at)
-    for words in (("encode", house / "base"), ("get", "base", "x"), ("verify", "base"), ("serve",)):
-        code, out, err = run(*words, *at)
+    store = Store(address)
+    store.index([house / "base"])
+    for verb in (lambda: store.encode([house / "base"]), lambda: store.reel("base")):
+        with pytest.raises(UsageError, match="holds a catalog and no reels"):
+            verb()
+    for words in (("encode", house / "base"), ("serve",)):
+        code, out, err = run(*words, "--storage-dir", address)
         assert (code, out) == (2, "")
-        assert "holds a catalog and no reels" in err
-        assert "--storage-dir" in err
+        assert f"{address} holds a catalog and no reels" in err
 
 
 def test_the_environment_may_name_the_address(house, address, monkeypatch):
@@ -89,7 +91,9 @@ def test_credentials_do_not_belong_in_an_address(given):
     assert "hush" not in f"{caught.value} {caught.value.hint}"
 
 
-def test_many_processes_index_into_one_catalog(house, address):
-    at = ("--storage-dir", address)
-    done = told("index", house / "base", house / "tuned", "--jobs", "2", *at)
-    assert sorted(done["indexed"]) == ["base", "tuned"]
+def test_the_command_indexes_there_in_many_processes(house, address):
+    code, out, err = run(
+        "index", house / "base", house / "tuned", "--jobs", "2", "--json", "--storage-dir", address
+    )
+    assert code == 0, err
+    assert sorted(json.loads(out)["indexed"]) == names(Store(address)) == ["base", "tuned"]

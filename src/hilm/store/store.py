@@ -59,7 +59,7 @@ def local_folder(path: str | PathLike[str] | None = None) -> Path:
 
 def _address(text: str) -> str | None:
     """The address meant on an object store, of whose slashes a path may have lost some; None for a folder."""
-    found = re.match(r"([a-z][a-z0-9+.-]+):/+", text)
+    found = re.match(r"([a-z][a-z0-9+.-]+):(?:/+|$)", text)
     if found is None or found[1] == "file":
         return None
     scheme, rest = found[1], text[found.end() :].rstrip("/")
