@@ -66,7 +66,7 @@ def test_rows_are_written_replaced_and_deleted(address):
     catalog.commit(encoded(2, 3), replace=True)
     assert names(catalog) == names(Catalog.open(address, create=False))
     assert len(names(catalog)) == 3
-    gone = sorted(names(catalog))[0]
+    gone = min(names(catalog))
     catalog.delete([gone])
     assert len(names(catalog)) == 2
     assert gone not in names(catalog)

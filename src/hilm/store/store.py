@@ -44,7 +44,7 @@ def _default() -> str:
 
 
 def local_folder(path: str | PathLike[str] | None = None) -> Path:
-    """The folder of a store given by path or ``file:`` address; of an object store that of what derives from it.
+    """The folder of a store given by path or address; of an object store that of what derives from it.
 
     Raises:
         UsageError: An address of another kind, or with a password in it.
