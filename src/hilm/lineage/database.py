@@ -6,6 +6,7 @@ writer came first, and is then tried again.
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -26,7 +27,9 @@ T = TypeVar("T")
 
 _CONFIG = "config"
 _CONFLICT = re.compile("commit conflict|concurrent writers|already exists", re.IGNORECASE)
-_GIST = 400
+_CREDENTIAL = re.compile("(AWS|AZURE|GOOGLE)_.*(KEY|SECRET|TOKEN|SAS)")
+_QUERY = re.compile(r"\?[^\s)\"'<]*")
+_GIST = 300
 _PAUSE_SECONDS = 0.2
 
 
@@ -125,9 +128,13 @@ def translated(table: str, action: str) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, OSError) as error:
         kind = CatalogConflict if _CONFLICT.search(str(error)) else CatalogError
-        raise kind(f"cannot {action} the catalog's {table}: {_gist(error)}") from error
+        raise kind(f"cannot {action} the catalog's {table}: {_gist(error)}") from None  # below are requests
 
 
 def _gist(error: Exception) -> str:
-    """The beginning of what the database says, without what is secret."""
-    return without_secrets(str(error).partition("\n")[0])[:_GIST]
+    """The beginning of what the database says, without queries of addresses and without credentials."""
+    text = _QUERY.sub("", without_secrets(str(error).partition("\n")[0]))
+    for name, value in os.environ.items():
+        if value and _CREDENTIAL.match(name):
+            text = text.replace(value, "***")
+    return text[:_GIST]
