@@ -200,9 +200,9 @@ def _merges(
         order = np.argsort(np.where(related[child], distances[child], np.inf), kind="stable")
         near = [k for k in order[: 2 * NEAREST].tolist() if k != child and related[child, k]]
         merge = find_parents(own, [prints[k] for k in near])
-        parents = replaced(merge, near).parents if merge else ()
-        if merge and not any(child in found[p].parents for p in parents if p in found):
-            found[child] = replaced(merge, near)
+        claim = replaced(merge, near) if merge else None
+        if claim and not any(child in found[p].parents for p in claim.parents if p in found):
+            found[child] = claim
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from hilm.errors import NotAStore, StorageError, UnknownModel, UsageError
+from hilm.errors import HilmError, NotAStore, StorageError, UnknownModel, UsageError
 from hilm.html import Document
 from hilm.store.reading import no_progress
 from hilm.weights.folder import is_hub_id, is_remote, split_variant
@@ -34,13 +34,13 @@ LOSSY_BITS = 2.5
 """Bits per weight of rounded differences when no number is given: about 3 % of their energy are lost."""
 
 _MODES = ("archive", "small", "delta", "sample")
-
-
 _OBJECT_STORES = ("s3", "gs", "az", "file-object-store")
 
 
-def _default() -> str:
-    return str(Path(os.environ.get("HILM_HOME") or "~/.cache/hilm").expanduser())
+def _text(path: str | PathLike[str] | None) -> str:
+    if path is None:
+        path = Path(os.environ.get("HILM_HOME") or "~/.cache/hilm").expanduser()
+    return os.fspath(path)
 
 
 def local_folder(path: str | PathLike[str] | None = None) -> Path:
@@ -49,7 +49,7 @@ def local_folder(path: str | PathLike[str] | None = None) -> Path:
     Raises:
         UsageError: An address of another kind, or with a password in it.
     """
-    text = os.fspath(path or _default())
+    text = _text(path)
     if address := _address(text):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         return cache / "hilm-catalogs" / hashlib.sha256(address.encode()).hexdigest()[:16]
@@ -94,7 +94,7 @@ class Store:
 
     def __init__(self, path: str | PathLike[str] | None = None) -> None:
         self.path = local_folder(path)
-        self.address = _address(os.fspath(path or _default()))
+        self.address = _address(_text(path))
         self.place = self.address or str(self.path)
         self.reels = self.path / "reels"
         if not self.address and self.path.exists() and not self._is_ours():
@@ -159,6 +159,8 @@ class Store:
                 Catalog.open(self._catalog_place, create=True)
             self.reels.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if isinstance(error, HilmError):
+                raise
             raise StorageError(f"cannot make the store {self.path}: {error.strerror}") from error
 
     def encode(
