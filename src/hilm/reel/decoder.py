@@ -16,7 +16,7 @@ from hilm.reel.carrier import Carried, Placement
 from hilm.reel.container import ReelFile
 from hilm.reel.delta_base import BaseTensor
 from hilm.reel.layout import coded_view
-from hilm.reel.manifest import ROUNDING_CODERS
+from hilm.reel.manifest import ROUNDING_CODERS, canonical_json
 from hilm.reel.records import count_sample_records, is_carried
 from hilm.reel.rows import read_rows
 from hilm.reel.slab import decode_slab, restore_slab
@@ -80,6 +80,11 @@ class Reel:
     def depth(self) -> int:
         """Deltas that stood on each other when it was made, this one included; 0 of what is no delta."""
         return self.pinned["depth"] if self.pinned else 0
+
+    @property
+    def state(self) -> str:
+        """Digest of its manifest, which names all it holds."""
+        return hashlib.sha256(canonical_json(self.file.manifest)).hexdigest()
 
     def stand_on(self, base: Base) -> None:
         """Decode differences against this base from now on."""

@@ -136,11 +136,7 @@ def _add_stream(container: Any, shape: tuple[int, ...], crf: int, step: int, fps
     if rows % 2 or columns % 2:
         raise UsageError(f"frames of {rows} x {columns} pixels", hint="both sides must be even")
     stream = container.add_stream("libvpx-vp9", rate=fps, options=_ENCODER | {"crf": str(crf)})
-    stream.width, stream.height, stream.pix_fmt = columns // step, rows // step, PIXEL_FORMAT
-    context = stream.codec_context
-    context.color_range, context.gop_size, context.thread_count = FULL_RANGE, 1, 1
-    # Browsers heed the range only where the rest of the colours is named too.
-    context.color_primaries = context.color_trc = context.colorspace = BT709
+    _set_up(stream.codec_context, PIXEL_FORMAT, rows // step, columns // step)
     return stream
 
 
@@ -195,7 +191,7 @@ class Film:
             muxer = {"fflags": "+bitexact", **carrier.muxer}
             self._file = av.open(path, "w", format=carrier.container, options=muxer)
             stream: Any = self._file.add_stream(carrier.encoder, rate=FPS, options=dict(carrier.options))
-            _set_up(stream.codec_context, carrier)
+            _set_up(stream.codec_context, carrier.pixel_format)
         self._stream = stream
 
     def begin(self, title: str) -> None:
@@ -300,7 +296,7 @@ def encode_frames(carrier: Carrier, frames: Sequence[NDArray[np.uint8]]) -> int:
     """
     with _encoding():
         context: Any = av.CodecContext.create(carrier.encoder, "w")
-        _set_up(context, carrier)
+        _set_up(context, carrier.pixel_format)
         context.framerate, context.time_base, context.options = FPS, Fraction(1, FPS), dict(carrier.options)
         packets = [
             p for n, f in enumerate(frames) for p in context.encode(_picture(f, n, carrier.pixel_format))
@@ -308,10 +304,11 @@ def encode_frames(carrier: Carrier, frames: Sequence[NDArray[np.uint8]]) -> int:
         return sum(packet.size for packet in packets + context.encode(None))
 
 
-def _set_up(context: Any, carrier: Carrier) -> None:  # noqa: ANN401 - PyAV
-    context.width = context.height = SIDE
-    context.pix_fmt, context.color_range = carrier.pixel_format, FULL_RANGE
-    context.gop_size, context.thread_count = 1, 1
+def _set_up(context: Any, pixel_format: str, rows: int = SIDE, columns: int = SIDE) -> None:  # noqa: ANN401 - PyAV
+    context.pix_fmt, context.height, context.width = pixel_format, rows, columns
+    context.color_range, context.gop_size, context.thread_count = FULL_RANGE, 1, 1
+    # Browsers heed the range only where the rest of the colours is named too.
+    context.color_primaries = context.color_trc = context.colorspace = BT709
 
 
 @contextmanager

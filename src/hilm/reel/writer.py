@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from hilm.errors import HeaderError, InputError, SourceChanged, StorageError
+from hilm.errors import HeaderError, InputError, SourceChanged, StorageError, UsageError
 from hilm.reel.carrier import FPS, SIDE
 from hilm.reel.crc32c import crc32c
 from hilm.reel.journal import Journal, film_of
@@ -348,7 +348,7 @@ class ReelWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(keep=not isinstance(error, InputError | SourceChanged))
+        self.close(keep=not isinstance(error, InputError | SourceChanged | UsageError))
 
 
 def part_of(out: Path) -> Path:
