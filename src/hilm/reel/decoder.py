@@ -210,16 +210,16 @@ class Reel:
 
     def _develop(self, records: list[bytes], place: Placement) -> list[Carried]:
         """Decode the frames of a slab."""
-        from hilm.reel.video import FrameDecoder  # noqa: PLC0415 - packed reels need no video library
+        from hilm.reel.video import decode_frame  # noqa: PLC0415 - packed reels need no video library
 
         carrier, companion = self.file.carrier, self.file.manifest["companion"]
         if carrier is None:
             raise ChecksumMismatch("a packet in a reel without a video")
-        frames = FrameDecoder(carrier, bytes.fromhex(companion["extradata"]) if companion else b"")
+        extradata = bytes.fromhex(companion["extradata"]) if companion else b""
 
         def work(number: int) -> Carried:
             packet, data = records[2 * number : 2 * number + 2]
-            return Carried(place.read(number, frames.decode(packet)), data)
+            return Carried(place.read(number, decode_frame(carrier, extradata, packet)), data)
 
         return in_threads(work, range(len(records) // 2), self._threads)
 

@@ -124,8 +124,8 @@ class Differences:
     def measure(self, words: NDArray[np.uint8], decoded: NDArray[np.uint8], view: WordView) -> None:
         """Take note of what rounding made of the slab."""
         if self._open and self._slab is not None:
-            slabs = (part.view(view.word) for part in (words, self._slab, decoded))
-            self._energies[self._open[0]].add(*slabs, view)
+            new, old, back = (part.view(view.word) for part in (words, self._slab, decoded))
+            self._energies[self._open[0]].add(new, old, back, view)
 
     def pin(self, tensors: Sequence[Tensor]) -> Pinned:
         """Describe the base for the manifest, given the entries of all tensors.

@@ -6,6 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -379,14 +380,11 @@ class _SlabSink:
 
     def _write(self, coded: EncodedSlab, slab: Slab) -> None:
         self._writer.add_record(Kind.HEAD, coded.head, 0)
-        lengths, film = chunk_lengths(slab.elements), self._writer.film
-        if coded.frames and film is not None:
-            lengths = Placement(slab.rows, slab.columns, self._entry["layout"]).lengths
-            for chunk, frame, elements in zip(coded.chunks, coded.frames, lengths, strict=True):
+        place, film = Placement(slab.rows, slab.columns, self._entry["layout"]), self._writer.film
+        lengths = place.lengths if coded.frames else chunk_lengths(slab.elements)
+        for chunk, frame, elements in zip_longest(coded.chunks, coded.frames, lengths[: len(coded.chunks)]):
+            if frame is not None and film is not None:
                 self._writer.add_frame(film, frame, elements)
-                self._writer.add_record(Kind.DATA, chunk, elements)
-            return
-        for chunk, elements in zip(coded.chunks, lengths, strict=False):
             self._writer.add_record(Kind.DATA, chunk, elements)
 
     def _carry(self, words: NDArray[np.uint8], dtype: DType, slab: Slab) -> EncodedSlab | None:
@@ -396,16 +394,8 @@ class _SlabSink:
             return None
         layout, gain, begun = entry["layout"], 0.0, "layout_gain" in entry
         if not begun:
-            layout, gain = choose_layout(
-                words,
-                dtype,
-                slab.rows,
-                slab.columns,
-                film.carrier,
-                self._planner,
-                self._wanted,
-                self._threads,
-            )
+            options = film.carrier, self._planner, self._wanted, self._threads
+            layout, gain = choose_layout(words, dtype, slab.rows, slab.columns, *options)
         place = Placement(slab.rows, slab.columns, layout)
         coded = carry_slab(words, dtype, place, planner=self._planner, threads=self._threads)
         if coded is not None and not begun:

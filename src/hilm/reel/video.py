@@ -233,7 +233,6 @@ class Film:
         with self.path.open("rb") as raw, av.open(self.path) as file:
             stream = file.streams.video[0]
             extradata = stream.codec_context.extradata or b""
-            decoder = FrameDecoder(self.carrier, extradata)
             for packet in file.demux(stream):
                 if not packet.size:
                     continue
@@ -241,7 +240,7 @@ class Film:
                 raw.seek(packet.pos or 0)
                 inside = raw.read(len(data) + _BLOCK_HEAD).find(data)
                 expected = self._checks[len(found)] if len(found) < len(self._checks) else -1
-                if inside < 0 or crc32c(decoder.decode(data).tobytes()) != expected:
+                if inside < 0 or crc32c(decode_frame(self.carrier, extradata, data).tobytes()) != expected:
                     raise EncoderError(f"{self.carrier.encoder} did not keep frame {len(found)}")
                 found.append(((packet.pos or 0) + inside, len(data), crc32c(data)))
         if len(found) != len(self._checks):
@@ -255,37 +254,30 @@ class Film:
         self.path.unlink(missing_ok=True)
 
 
-class FrameDecoder:
-    """Decodes packets of a carrier, each on its own; several threads may use one.
+def decode_frame(carrier: Carrier, extradata: bytes, packet: bytes) -> NDArray[np.uint8]:
+    """The one frame of a packet, uint8 [512, 512].
 
     Args:
         carrier: Its codec.
         extradata: What its file says besides the packets.
+        packet: The packet.
+
+    Raises:
+        ChecksumMismatch: It is no such frame.
     """
-
-    def __init__(self, carrier: Carrier, extradata: bytes) -> None:
-        self._carrier, self._extradata = carrier, extradata
-
-    def decode(self, packet: bytes) -> NDArray[np.uint8]:
-        """The one frame of a packet, uint8 [512, 512].
-
-        Raises:
-            ChecksumMismatch: It is no such frame.
-        """
-        carrier = self._carrier
-        try:
-            context: Any = av.CodecContext.create(carrier.codec, "r")
-            context.width = context.height = SIDE
-            context.extradata, context.thread_count = self._extradata or None, 1
-            if carrier.tag:
-                context.codec_tag = carrier.tag
-            frames = context.decode(av.Packet(packet))
-        except (av.FFmpegError, ValueError) as error:
-            raise ChecksumMismatch(f"a packet is no frame of {carrier.codec}") from error
-        shapes = [(frame.format.name, frame.height, frame.width) for frame in frames]
-        if shapes != [(carrier.pixel_format, SIDE, SIDE)]:
-            raise ChecksumMismatch(f"a packet holds {shapes!r:.80}, not one frame of {carrier.codec}")
-        return _luma(frames[0]).copy()
+    try:
+        context: Any = av.CodecContext.create(carrier.codec, "r")
+        context.width = context.height = SIDE
+        context.extradata, context.thread_count = extradata or None, 1
+        if carrier.tag:
+            context.codec_tag = carrier.tag
+        frames = context.decode(av.Packet(packet))
+    except (av.FFmpegError, ValueError) as error:
+        raise ChecksumMismatch(f"a packet is no frame of {carrier.codec}") from error
+    shapes = [(frame.format.name, frame.height, frame.width) for frame in frames]
+    if shapes != [(carrier.pixel_format, SIDE, SIDE)]:
+        raise ChecksumMismatch(f"a packet holds {shapes!r:.80}, not one frame of {carrier.codec}")
+    return _luma(frames[0]).copy()
 
 
 def encode_frames(carrier: Carrier, frames: Sequence[NDArray[np.uint8]]) -> int:
