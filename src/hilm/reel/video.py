@@ -7,7 +7,8 @@ index precedes the data. One encoder thread and no clock: on one installation eq
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from fractions import Fraction
 from io import BytesIO
 from itertools import pairwise
@@ -19,7 +20,7 @@ import av
 import numpy as np
 
 from hilm.errors import ChecksumMismatch, EncoderError, InputError, UsageError
-from hilm.reel.carrier import FPS, SIDE
+from hilm.reel.carrier import CARRIERS, FPS, SIDE
 from hilm.reel.crc32c import crc32c
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ BT709 = 1  # FFmpeg's number of these primaries, transfer curve and matrix
 NO_COLOUR = 128
 # Tried in turn until the file fits its budget: (CRF, step); higher CRF is coarser, step 2 halves both sides.
 LADDER = ((32, 1), (48, 1), (48, 2))
-_MUXER = {"movflags": "+faststart", "fflags": "+bitexact"}
 _BLOCK_HEAD = 64  # bytes between where a demuxer finds a packet and where its data begin, at most
 _ENCODER = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "b": "0"}
 
@@ -98,46 +98,20 @@ def _encode(
     chapters: Sequence[tuple[str, int]],
     comment: str,
 ) -> bytes:
+    carrier = replace(CARRIERS["vp9"], options=_ENCODER | {"crf": str(crf)})
     with (
-        TemporaryDirectory() as folder
-    ):  # moving the index to the front takes a file that can be opened twice
-        path = Path(folder) / "preview.mp4"
-        try:
-            with av.open(path, "w", options=_MUXER) as container:
-                container.metadata.update({"comment": comment} if comment else {})
-                count = _write_frames(container, frames, crf, step, fps)
-                container.set_chapters(_chapter_table(chapters, count, fps))
-        except av.FFmpegError as error:
-            raise EncoderError(
-                f"cannot encode the preview: {error.strerror}", hint="is the disk full?"
-            ) from error
-        return path.read_bytes()
-
-
-def _write_frames(container: Any, frames: Iterable[NDArray[np.uint8]], crf: int, step: int, fps: int) -> int:  # noqa: ANN401 - PyAV
-    """Encode all frames and return their number."""
-    stream, shape, count = None, None, 0
-    for frame in frames:
-        if stream is None:
-            shape = frame.shape
-            stream = _add_stream(container, shape, crf, step, fps)
-        if frame.shape != shape:
-            raise UsageError(f"a frame of {frame.shape} pixels among frames of {shape}")
-        container.mux(stream.encode(_picture(frame[::step, ::step], count)))
-        count += 1
-    if stream is None:
-        raise UsageError("a preview of no frames", hint="leave the preview out")
-    container.mux(stream.encode(None))
-    return count
-
-
-def _add_stream(container: Any, shape: tuple[int, ...], crf: int, step: int, fps: int) -> Any:  # noqa: ANN401 - PyAV
-    rows, columns = shape
-    if rows % 2 or columns % 2:
-        raise UsageError(f"frames of {rows} x {columns} pixels", hint="both sides must be even")
-    stream = container.add_stream("libvpx-vp9", rate=fps, options=_ENCODER | {"crf": str(crf)})
-    _set_up(stream.codec_context, PIXEL_FORMAT, rows // step, columns // step)
-    return stream
+        TemporaryDirectory() as folder,  # to move the index to the front takes a file that opens twice
+        closing(Film(Path(folder) / "preview.mp4", carrier, fps, comment)) as film,
+    ):
+        for frame in frames:
+            rows, columns = frame.shape
+            if rows % 2 or columns % 2:
+                raise UsageError(f"frames of {rows} x {columns} pixels", hint="both sides must be even")
+            film.add(frame[::step, ::step])
+        if not film.count:
+            raise UsageError("a preview of no frames", hint="leave the preview out")
+        film.end(chapters)
+        return film.path.read_bytes()
 
 
 def _picture(pixels: NDArray[np.uint8], index: int, pixel_format: str = PIXEL_FORMAT) -> av.VideoFrame:
@@ -173,40 +147,66 @@ def _chapter_table(chapters: Sequence[tuple[str, int]], count: int, fps: int) ->
 
 
 class Film:
-    """A lossless video in the making, frame by frame, in a file of its own.
+    """A video in the making, frame by frame, in a file of its own.
 
     Args:
         path: The file.
         carrier: Its codec and container.
+        fps: Frames per second.
+        comment: What the file's metadata says of it.
 
     Raises:
         EncoderError: The encoder or the file system failed.
     """
 
-    def __init__(self, path: Path, carrier: Carrier) -> None:
-        self.path, self.carrier = path, carrier
+    def __init__(self, path: Path, carrier: Carrier, fps: int = FPS, comment: str = "") -> None:
+        self.path, self.carrier, self._fps = path, carrier, fps
         self._checks: list[int] = []
         self._chapters: list[tuple[str, int]] = []
+        self._shape: tuple[int, ...] = ()
         with _encoding():
             muxer = {"fflags": "+bitexact", **carrier.muxer}
-            self._file = av.open(path, "w", format=carrier.container, options=muxer)
-            stream: Any = self._file.add_stream(carrier.encoder, rate=FPS, options=dict(carrier.options))
-            _set_up(stream.codec_context, carrier.pixel_format)
-        self._stream = stream
+            self._file: Any = av.open(path, "w", format=carrier.container, options=muxer)
+        self._file.metadata.update({"comment": comment} if comment else {})
+
+    @property
+    def count(self) -> int:
+        """Frames so far."""
+        return len(self._checks)
 
     def begin(self, title: str) -> None:
         """Begin a chapter with the next frame."""
-        self._chapters.append((title, len(self._checks)))
+        self._chapters.append((title, self.count))
 
     def add(self, frame: NDArray[np.uint8]) -> None:
-        """Encode the next frame, uint8 [512, 512]."""
+        """Encode the next frame, uint8; all are of one shape.
+
+        Raises:
+            UsageError: This one is not.
+            EncoderError: The encoder or the file system failed.
+        """
         with _encoding():
-            picture = _picture(frame, len(self._checks), self.carrier.pixel_format)
-            self._file.mux(self._stream.encode(picture))
+            if not self._shape:
+                options = dict(self.carrier.options)
+                self._stream: Any = self._file.add_stream(
+                    self.carrier.encoder, rate=self._fps, options=options
+                )
+                _set_up(self._stream.codec_context, self.carrier.pixel_format, *frame.shape)
+                self._shape = frame.shape
+            if frame.shape != self._shape:
+                raise UsageError(f"a frame of {frame.shape} pixels among frames of {self._shape}")
+            self._file.mux(self._stream.encode(_picture(frame, self.count, self.carrier.pixel_format)))
         self._checks.append(crc32c(frame.tobytes()))
 
+    def end(self, chapters: Sequence[tuple[str, int]]) -> None:
+        """Complete the file."""
+        with _encoding():
+            self._file.mux(self._stream.encode(None))
+            self._file.set_chapters(_chapter_table(chapters, self.count, self._fps))
+            self._file.close()
+
     def finish(self) -> tuple[list[tuple[int, int, int]], bytes]:
-        """Complete the file, decode it, and compare every frame.
+        """Complete the file of a lossless video, decode it, and compare every frame.
 
         Returns:
             Offset, size and CRC32C of every packet, in order; and what a decoder needs to know besides.
@@ -215,17 +215,12 @@ class Film:
             UsageError: There are no frames.
             EncoderError: The encoder lost something.
         """
-        if not self._checks:
+        if not self.count:
             raise UsageError(
                 "the model has no tensor that a video carries", hint="--carrier packed serves all of them"
             )
+        self.end([c for c, later in pairwise([*self._chapters, ("", self.count)]) if c[1] < later[1]])
         with _encoding():
-            self._file.mux(self._stream.encode(None))
-            chapters = [
-                c for c, later in pairwise([*self._chapters, ("", len(self._checks))]) if c[1] < later[1]
-            ]
-            self._file.set_chapters(_chapter_table(chapters, len(self._checks), FPS))
-            self._file.close()
             return self._read_back()
 
     def _read_back(self) -> tuple[list[tuple[int, int, int]], bytes]:

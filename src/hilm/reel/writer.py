@@ -219,7 +219,7 @@ class ReelWriter:
             }  # fmt: skip
         self.front_size, self.front_crc32c = (
             self._film_size,
-            crc32c(memoryview(np.memmap(film.path, np.uint8, "r"))),
+            crc32c(np.memmap(film.path, np.uint8, "r").data),
         )
         return {
             "size": self._film_size, "crc32c": f"0x{self.front_crc32c:08x}",
