@@ -1,3 +1,5 @@
+"""Exact differences of slabs: the plans of hilm.reel.plan and the expectations of hilm.reel.delta_model."""
+
 from __future__ import annotations
 
 import numpy as np

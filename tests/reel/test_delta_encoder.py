@@ -1,3 +1,5 @@
+"""Deltas of whole models: hilm.reel.delta_encoder on the bases of delta_base, rounded by delta_rounding."""
+
 from __future__ import annotations
 
 import numpy as np

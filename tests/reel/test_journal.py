@@ -5,9 +5,14 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from hilm.reel import journal
+from hilm.errors import UsageError
+from hilm.reel import journal, layout
+from hilm.reel.decoder import Reel
+from hilm.reel.delta_base import CheckpointBase
+from hilm.reel.delta_encoder import encode_delta
 from hilm.reel.encoder import encode_archive, encode_small
 from hilm.reel.rate import Rounding
 from hilm.weights import open_checkpoint
@@ -109,6 +114,73 @@ def test_rounded_weights_go_on_too(model, tmp_path, quantiser):
     assert (tmp_path / "x").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+@pytest.fixture
+def family(tmp_path):
+    """A base, and a fine-tune of it with a tensor that the base does not have, of several slabs."""
+    rng = np.random.default_rng(0)
+    base = bert_like(width=64, layers=1)
+    tuned = {
+        name: value + (1e-3 * rng.standard_normal(value.shape)).astype(np.float32)
+        for name, value in base.items()
+    }
+    tuned["head.weight"] = rng.standard_normal((3, 64)).astype(np.float32)
+    return write_model(tmp_path / "tuned", tuned), write_model(tmp_path / "base", base)
+
+
+def encode_difference(family, out, **options):
+    with open_checkpoint(family[0]) as checkpoint, open_checkpoint(family[1]) as base:
+        return encode_delta(checkpoint, out, CheckpointBase(base), threads=1, **options)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("bits", [None, 3])
+def test_deltas_go_on_too_within_a_tensor_and_between(family, tmp_path, monkeypatch, bits):
+    monkeypatch.setattr(layout, "SLAB_ELEMENTS", 640)  # ten rows: most matrices are several slabs
+    expected = encode_difference(family, tmp_path / "whole", bits=bits)
+    with Reel.open(tmp_path / "whole") as reel:
+        slabs = [len(entry["slabs"]) for entry in reel.tensors.values()]
+    note, left = journal.Journal.note, 0
+
+    def stop(self, entries, position):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Interruption
+        return note(self, entries, position)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "note", stop)
+        for left in (2, 1, 5, sum(slabs) // 2):  # noqa: B007 - counted down above
+            with pytest.raises(Interruption):
+                encode_difference(family, tmp_path / "x", bits=bits)
+    report = encode_difference(family, tmp_path / "x", bits=bits)
+    assert max(slabs) > 4
+    assert report.resumed == 8 + sum(slabs) // 2
+    assert (report.unpaired, report.energy_lost) == (("head.weight",), expected.energy_lost)
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_delta_from_a_base_that_changed_begins_anew(family, tmp_path):
+    def stop(block):
+        if block.info.name.endswith("intermediate.dense.weight"):
+            raise Interruption
+
+    with pytest.raises(Interruption):
+        encode_difference(family, tmp_path / "x", sinks=[stop])
+    write_model(tmp_path / "base", bert_like(seed=1, width=64, layers=1))
+    assert encode_difference(family, tmp_path / "x").resumed == 0
+    encode_difference(family, tmp_path / "whole")
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_delta_that_loses_too_much_leaves_nothing(family, tmp_path):
+    with pytest.raises(UsageError, match="energy"):
+        encode_difference(family, tmp_path / "x", bits=0.5)
+    assert names(tmp_path) == []
+
+
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("lost", ["x.part", "x.part.journal"])
 def test_one_file_without_the_other_is_of_no_use(model, whole, tmp_path, lost):
@@ -152,6 +224,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from hilm.reel import journal
+from hilm.reel.delta_base import CheckpointBase
+from hilm.reel.delta_encoder import encode_delta
 from hilm.reel.encoder import encode_archive
 from hilm.weights import open_checkpoint
 
@@ -163,9 +237,31 @@ def count(block):
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
-with open_checkpoint(sys.argv[1]) as checkpoint:
-    encode_archive(checkpoint, Path(sys.argv[2]), sinks=[count], threads=2)
+model, out, _, *base = sys.argv[1:]
+with open_checkpoint(model) as checkpoint:
+    if base:
+        with open_checkpoint(base[0]) as old:
+            bits = int(base[1]) or None
+            encode_delta(checkpoint, Path(out), CheckpointBase(old), bits=bits, sinks=[count], threads=2)
+    else:
+        encode_archive(checkpoint, Path(out), sinks=[count], threads=2)
 """
+
+
+def kill(*words):
+    command = [sys.executable, "-c", KILLED, *map(str, words)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("bits", [0, 3])
+def test_kill_9_of_a_delta(family, tmp_path, bits):
+    out = tmp_path / "x"
+    for moment in (4, 15):
+        kill(family[0], out, moment, family[1], bits)
+    assert not out.exists()
+    assert encode_difference(family, out, bits=bits or None).resumed >= 15
+    encode_difference(family, tmp_path / "whole", bits=bits or None)
+    assert out.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -174,8 +270,7 @@ with open_checkpoint(sys.argv[1]) as checkpoint:
 def test_kill_9_at_any_moment(model, whole, tmp_path, moments):
     out = tmp_path / "x"
     for moment in moments:
-        command = [sys.executable, "-c", KILLED, str(model), str(out), str(moment)]
-        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        kill(model, out, moment)
         assert not out.exists()
         assert encode(model, out, preview=True).resumed >= moment
         assert out.read_bytes() == whole

@@ -59,7 +59,7 @@ def test_the_price_is_what_a_reel_of_that_tensor_takes(tmp_path, carrier):
     matrix = rng.standard_normal((512, 1024)).astype(np.float32)
     model = write_model(tmp_path / "model", {"w": stored(matrix), "v": stored(matrix[0])})
     with open_checkpoint(model) as checkpoint:
-        price = quote(checkpoint, CARRIERS[carrier], lambda _: None)
+        price = quote(checkpoint, CARRIERS[carrier], None)
         report = encode_archive(checkpoint, tmp_path / "x.mp4", preview=False, carrier=carrier, layout="flat")
     assert price.tensor == "w"
     assert price.carried == pytest.approx(report.reel.bits_per_weight, rel=0.02)
@@ -69,4 +69,4 @@ def test_the_price_is_what_a_reel_of_that_tensor_takes(tmp_path, carrier):
 def test_a_model_of_small_tensors_has_no_price(tmp_path):
     model = write_model(tmp_path / "model", {"w": stored(np.ones((40, 40), np.float32))})
     with open_checkpoint(model) as checkpoint:
-        assert quote(checkpoint, CARRIERS["ffv1"], lambda _: None) is None
+        assert quote(checkpoint, CARRIERS["ffv1"], None) == (None, None, None)

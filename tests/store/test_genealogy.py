@@ -1,3 +1,5 @@
+"""The lineage of a store, and hilm.store.duplicates: what it holds more than once."""
+
 from __future__ import annotations
 
 import io

@@ -16,7 +16,7 @@ from hilm.reel.carrier import Carried, Placement
 from hilm.reel.container import ReelFile
 from hilm.reel.delta_base import BaseTensor
 from hilm.reel.layout import coded_view
-from hilm.reel.manifest import ROUNDING_CODERS
+from hilm.reel.manifest import ROUNDING_CODERS, canonical_json
 from hilm.reel.records import count_sample_records, is_carried
 from hilm.reel.rows import read_rows
 from hilm.reel.slab import decode_slab, restore_slab
@@ -80,6 +80,11 @@ class Reel:
     def depth(self) -> int:
         """Deltas that stood on each other when it was made, this one included; 0 of what is no delta."""
         return self.pinned["depth"] if self.pinned else 0
+
+    @property
+    def state(self) -> str:
+        """Digest of its manifest, which names all it holds."""
+        return hashlib.sha256(canonical_json(self.file.manifest)).hexdigest()
 
     def stand_on(self, base: Base) -> None:
         """Decode differences against this base from now on."""
@@ -205,16 +210,16 @@ class Reel:
 
     def _develop(self, records: list[bytes], place: Placement) -> list[Carried]:
         """Decode the frames of a slab."""
-        from hilm.reel.video import FrameDecoder  # noqa: PLC0415 - packed reels need no video library
+        from hilm.reel.video import decode_frame  # noqa: PLC0415 - packed reels need no video library
 
         carrier, companion = self.file.carrier, self.file.manifest["companion"]
         if carrier is None:
             raise ChecksumMismatch("a packet in a reel without a video")
-        frames = FrameDecoder(carrier, bytes.fromhex(companion["extradata"]) if companion else b"")
+        extradata = bytes.fromhex(companion["extradata"]) if companion else b""
 
         def work(number: int) -> Carried:
             packet, data = records[2 * number : 2 * number + 2]
-            return Carried(place.read(number, frames.decode(packet)), data)
+            return Carried(place.read(number, decode_frame(carrier, extradata, packet)), data)
 
         return in_threads(work, range(len(records) // 2), self._threads)
 

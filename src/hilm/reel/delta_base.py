@@ -30,6 +30,10 @@ class Base(Protocol):
     def depth(self) -> int:
         """Deltas it stands on, itself included."""
 
+    @property
+    def state(self) -> str:
+        """Changes when any byte of it does; nothing is read for it."""
+
     def describe(self, name: str) -> tuple[str, tuple[int, ...]] | None:
         """Element type and shape of a tensor; None if there is none."""
 
@@ -60,7 +64,7 @@ class CheckpointBase:
     depth = 0
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint, self.name = checkpoint, checkpoint.name
+        self._checkpoint, self.name, self.state = checkpoint, checkpoint.name, checkpoint.state.hex()
         self._hashes: dict[str, str] = {}
 
     def describe(self, name: str) -> tuple[str, tuple[int, ...]] | None:

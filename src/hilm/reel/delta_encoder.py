@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from hilm.errors import UsageError
@@ -19,6 +18,9 @@ from hilm.reel.rate import Rounding
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from hilm.reel.delta_base import Base
     from hilm.reel.plan import Plan, Planner, Words
@@ -62,14 +64,14 @@ def encode_delta(
     """
     quantizer = None if bits is None else delta_quantizer(bits)
     settings = {"st": quantizer.step, "lambda": LAMBDA, "force": force} if quantizer else {}
-    differences = _Differences(base, content_key, quantizer, MOST_LOST if not force else math.inf)
+    differences = Differences(base, content_key, quantizer, MOST_LOST if not force else math.inf)
     report = write_reel(
-        checkpoint, out, "delta", settings, differences.choose, preview, sinks, threads, base, differences.pin
+        checkpoint, out, "delta", settings, differences.choose, preview, sinks, threads, differences
     )
     return replace(report, unpaired=tuple(differences.unpaired), energy_lost=differences.energy.share)
 
 
-class _Differences:
+class Differences:
     """Plans the slabs of one tensor after another as differences from a base.
 
     Args:
@@ -79,6 +81,7 @@ class _Differences:
         most_lost: Share of their energy that may be lost.
 
     Attributes:
+        base: As given.
         unpaired: Tensors the base does not have, by name, element type and shape.
         energy: Of all differences that were rounded.
     """
@@ -90,22 +93,39 @@ class _Differences:
         self.unpaired: list[str] = []
         self.energy, self._energies = Energy(), dict[str, Energy]()
         self._quantizer, self._most_lost = quantizer, most_lost
-        self._base, self._content_key = base, content_key
+        self.base, self._content_key = base, content_key
         self._hashes: dict[str, str] = {}
         self._open: tuple[str, BaseTensor] | None = None
 
+    @property
+    def state(self) -> list[object]:
+        """What the bytes of a reel depend on."""
+        return [self.base.name, self._depth, self.base.state, self._content_key and self._content_key.hex()]
+
     def choose(self, info: TensorInfo) -> Planner | None:
-        """Make the planner of a tensor, which is to be given every slab of it; None if it is unpaired."""
+        """Make the planner of a tensor; None if it is unpaired."""
         self._close()
-        if self._base.describe(info.name) != (info.dtype, info.shape):
+        if self.base.describe(info.name) != (info.dtype, info.shape):
             self.unpaired.append(info.name)
             return None
-        tensor = BaseTensor(self._base, info.name, info.dtype, info.shape)
-        self._open = info.name, tensor
-        rounds = self._quantizer is not None and info.dtype != "F64" and Rounding().applies(info)
-        if rounds:
+        self._open = info.name, BaseTensor(self.base, info.name, info.dtype, info.shape)
+        if self._quantizer is not None and info.dtype != "F64" and Rounding().applies(info):
             self._energies[info.name] = Energy()
-        return partial(self._plan, tensor, self._energies.get(info.name))
+        return self._plan
+
+    def advance(self, size: int) -> NDArray[np.uint8] | None:
+        """Go on to the next slab of the tensor: the base's bytes of it, which stay; None if it is unpaired.
+
+        Every slab begins with this, also one that an interrupted run has written.
+        """
+        self._slab = self._open[1].take(size) if self._open else None
+        return self._slab
+
+    def measure(self, words: NDArray[np.uint8], decoded: NDArray[np.uint8], view: WordView) -> None:
+        """Take note of what rounding made of the slab."""
+        if self._open and self._slab is not None:
+            new, old, back = (part.view(view.word) for part in (words, self._slab, decoded))
+            self._energies[self._open[0]].add(new, old, back, view)
 
     def pin(self, tensors: Sequence[Tensor]) -> Pinned:
         """Describe the base for the manifest, given the entries of all tensors.
@@ -118,8 +138,8 @@ class _Differences:
         used = {t["name"] for t in tensors if t["coder"] in DELTA_CODERS}
         pinned: Pinned = {
             "depth": self._depth,
-            "digest": self._base.digest(),
-            "hint": self._base.name,
+            "digest": self.base.digest(),
+            "hint": self.base.name,
             "tensors": {name: digest for name, digest in self._hashes.items() if name in used},
         }
         if self._content_key is not None:
@@ -132,13 +152,12 @@ class _Differences:
             name, tensor = self._open
             self._hashes[name], self._open = tensor.sha256(), None
 
-    def _plan(
-        self, tensor: BaseTensor, energy: Energy | None, words: Words, view: WordView, threads: int
-    ) -> Plan | None:
-        base = tensor.take(words.nbytes).view(view.word)
-        plan = None
-        if energy is not None and self._quantizer is not None:
-            plan = plan_rounded_delta(words, base, view, self._quantizer, energy, threads)
+    def _plan(self, words: Words, view: WordView, threads: int) -> Plan | None:
+        if self._open is None or self._slab is None:
+            return None
+        base, plan = self._slab.view(view.word), None
+        if self._quantizer is not None and self._open[0] in self._energies:
+            plan = plan_rounded_delta(words, base, view, self._quantizer, threads)
         return plan or plan_delta(words, base, view, threads)
 
     def _settle(self, tensors: Sequence[Tensor]) -> None:

@@ -42,6 +42,15 @@ class Energy:
         """How much of the difference is lost."""
         return self.lost / self.whole if self.whole else 0.0
 
+    def add(self, words: Words, base: Words, decoded: Words, view: WordView) -> None:
+        """Take a slab, what it is a difference from, and what comes back of it."""
+        for start, stop in view.ranges():
+            new, old, back = (
+                as_floats(part[start:stop], view).astype(np.float64) for part in (words, base, decoded)
+            )
+            self.lost += float(np.square(new - back).sum())
+            self.whole += float(np.square(new - old).sum())
+
 
 def delta_quantizer(bits: float) -> Quantizer:
     """The quantiser that takes about so many bits per weight of a Gaussian difference.
@@ -59,7 +68,7 @@ def delta_quantizer(bits: float) -> Quantizer:
 
 
 def plan_rounded_delta(
-    words: Words, base: Words, view: WordView, quantizer: Quantizer, energy: Energy, threads: int
+    words: Words, base: Words, view: WordView, quantizer: Quantizer, threads: int
 ) -> Plan | None:
     """Plan the coding of a slab of floats of at most 32 bits as rounded differences.
 
@@ -68,11 +77,10 @@ def plan_rounded_delta(
         base: [view.size] those of the base.
         view: Their shape and type.
         quantizer: Rounds the differences.
-        energy: Is added to.
         threads: Chunks worked on at a time.
 
     Returns:
-        The plan, or None where a value is not finite, or nothing differs.
+        The plan, or None where a value is not finite or would not come back so, or nothing differs.
     """
     differences = np.empty(view.size, np.float32)
     for start, stop in view.ranges():
@@ -82,15 +90,11 @@ def plan_rounded_delta(
     plan = quantizer(differences.view("<u4"), _wide(view), threads)
     if plan is None or plan.decoded is None:
         return None
-    decoded, sums = np.empty_like(words), Energy()
+    decoded = np.empty_like(words)
     for start, stop in view.ranges():
         decoded[start:stop] = _add(base[start:stop], plan.decoded[start:stop].view("<f4"), view)
-        new, back = (as_floats(part[start:stop], view).astype(np.float64) for part in (words, decoded))
-        sums.lost += float(np.square(new - back).sum())
-        sums.whole += float(np.square(differences[start:stop], dtype=np.float64).sum())
-    if not np.isfinite(sums.lost):
-        return None
-    energy.lost, energy.whole = energy.lost + sums.lost, energy.whole + sums.whole
+        if not np.isfinite(as_floats(decoded[start:stop], view)).all():
+            return None
     return plan._replace(head=replace(plan.head, coder=Coder.TCQ_DELTA, view=view), decoded=decoded)
 
 

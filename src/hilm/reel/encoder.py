@@ -6,6 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from hilm.reel.records import Kind
 from hilm.reel.sections import EMPTY_FRONT
 from hilm.reel.slab import EncodedSlab, carry_slab, encode_slab, recall_slab
 from hilm.reel.source_files import store_side_files, store_weight_files
+from hilm.reel.words import word_view
 from hilm.reel.writer import ReelFacts, ReelWriter, part_of
 from hilm.weights.content import ContentDigest, content_key
 from hilm.weights.dtypes import DTYPES
@@ -42,11 +44,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hilm.reel.delta_base import Base
+    from hilm.reel.delta_encoder import Differences
     from hilm.reel.layout import Slab
     from hilm.reel.plan import Planner
     from hilm.reel.rate import Rounding
-    from hilm.reel.schema import Front, Manifest, Pinned, Tensor
+    from hilm.reel.schema import Front, Manifest, Tensor
     from hilm.weights.blocks import Block
     from hilm.weights.checkpoint import Checkpoint
     from hilm.weights.dtypes import DType
@@ -105,7 +107,7 @@ def encode_archive(
         sinks: Called with every block of the same pass: a fingerprint, a progress bar.
         threads: Chunks coded at a time; all cores by default. The bytes do not depend on it.
         carrier: What the symbols ride in: ``packed``, or a key of `hilm.reel.carrier.CARRIERS`, a lossless
-            video beside the reel or, for ``vp9``, in front of it.
+            video beside the reel or, for ``vp9``, in front of it; an interrupted one begins anew.
         layout: Where elements lie in its frames: ``raster``, ``flat``, ``hilbert``, or for each tensor
             what measures least.
 
@@ -180,8 +182,7 @@ def write_reel(
     preview: bool,  # noqa: FBT001 - of the public functions
     sinks: Sequence[Callable[[Block], None]],
     threads: int | None,
-    base: Base | None = None,
-    pin: Callable[[list[Tensor]], Pinned] | None = None,
+    differences: Differences | None = None,
 ) -> EncodeReport:
     """Write every tensor as its planner says, for the functions of the modes.
 
@@ -194,14 +195,12 @@ def write_reel(
         preview: As of `encode_archive`.
         sinks: As of `encode_archive`.
         threads: As of `encode_archive`.
-        base: The front shows differences from it.
-        pin: Describes the base in the manifest, given the entries of all tensors.
+        differences: From the base of a delta.
     """
     settings = {"tile": 512, "slab_elements": SLAB_ELEMENTS} | settings
-    # A base is read in step with the slabs that are coded, so that none can be skipped.
-    # A video begins anew.
     carrier = CARRIERS.get(settings.get("carrier", "packed"))
-    key = "" if pin or carrier else _key(checkpoint, mode, settings, preview)
+    base, origin = (differences.base, differences.state) if differences else (None, None)
+    key = "" if carrier else _key(checkpoint, mode, settings, preview, origin)  # a video begins anew
     drawn = find_front(part_of(out), key) if key else None
     if drawn is None:
         shows = preview and checkpoint.tensors and (carrier is None or carrier.suffix)
@@ -210,7 +209,8 @@ def write_reel(
     with ReelWriter(out, video, key=key, described=front, carrier=carrier) as writer:
         content = ContentDigest(checkpoint)
         decoded = ContentDigest(checkpoint) if "st" in settings else None
-        slabs = _SlabSink(writer, choose, decoded, threads or os.cpu_count() or 1, settings.get("layout", ""))
+        cores, wanted = threads or os.cpu_count() or 1, settings.get("layout", "")
+        slabs = _SlabSink(writer, choose, decoded, cores, wanted, differences)
         for block in checkpoint.blocks(stored=True):
             for sink in (slabs.update, content.update, *sinks):
                 sink(block)
@@ -229,7 +229,7 @@ def write_reel(
             "files": files,
             "metadata": checkpoint.metadata,
         }
-        manifest["tensors"], manifest["base"] = tensors, pin(tensors) if pin else None
+        manifest["tensors"], manifest["base"] = tensors, differences.pin(tensors) if differences else None
         weights = sum(t.numel for t in checkpoint.tensors.values() if t.alias_of is None)
         manifest["totals"] = {"weights": weights, "bytes_source": sum(file["size"] for file in files)}
         if (nmse := mean_error(tensors)) is not None:
@@ -280,13 +280,20 @@ class _SlabSink:
         decoded: Is given the bytes that will be decoded; None where they are those of the files.
         threads: Chunks coded at a time.
         layout: Where elements lie in the frames of a video that carries them.
+        differences: From the base of a delta, which is read in step.
     """
 
     def __init__(
-        self, writer: ReelWriter, choose: Choice, decoded: ContentDigest | None, threads: int, layout: str
+        self,
+        writer: ReelWriter,
+        choose: Choice,
+        decoded: ContentDigest | None,
+        threads: int,
+        layout: str,
+        differences: Differences | None,
     ) -> None:
         self._writer, self._choose, self._decoded, self._threads = writer, choose, decoded, threads
-        self._wanted = layout
+        self._wanted, self._differences = layout, differences
         self._buffer = np.empty(0, np.uint8)
         self._done: dict[str, Tensor] = {}
 
@@ -346,8 +353,9 @@ class _SlabSink:
     def _flush(self, info: TensorInfo, slab: Slab) -> None:
         words, entry, dtype = self._buffer[: self._fill], self._entry, DTYPES[info.dtype]
         first, written = self._writer.count, self._writer.replay()
+        base = self._differences.advance(self._fill) if self._differences else None
         if written is not None:
-            coded = recall_slab(written, dtype, slab.rows, slab.columns, threads=self._threads)
+            coded = recall_slab(written, dtype, slab.rows, slab.columns, base=base, threads=self._threads)
         else:
             coded = self._carry(words, dtype, slab) or encode_slab(
                 words, dtype, slab.rows, slab.columns, planner=self._planner, threads=self._threads
@@ -360,6 +368,8 @@ class _SlabSink:
             entry["coder"], Coder(coded.head[0]).name.lower().replace("_", "-"), key=_CODERS.index
         )
         back = words if coded.decoded is None else coded.decoded
+        if self._differences and coded.decoded is not None:
+            self._differences.measure(words, back, word_view(dtype, slab.rows, slab.columns))
         self._sha256.update(back.data)
         if self._decoded is not None:
             if self._planner is not None and dtype.word.itemsize > 1:  # single bytes are never rounded
@@ -370,14 +380,11 @@ class _SlabSink:
 
     def _write(self, coded: EncodedSlab, slab: Slab) -> None:
         self._writer.add_record(Kind.HEAD, coded.head, 0)
-        lengths, film = chunk_lengths(slab.elements), self._writer.film
-        if coded.frames and film is not None:
-            lengths = Placement(slab.rows, slab.columns, self._entry["layout"]).lengths
-            for chunk, frame, elements in zip(coded.chunks, coded.frames, lengths, strict=True):
+        place, film = Placement(slab.rows, slab.columns, self._entry["layout"]), self._writer.film
+        lengths = place.lengths if coded.frames else chunk_lengths(slab.elements)
+        for chunk, frame, elements in zip_longest(coded.chunks, coded.frames, lengths[: len(coded.chunks)]):
+            if frame is not None and film is not None:
                 self._writer.add_frame(film, frame, elements)
-                self._writer.add_record(Kind.DATA, chunk, elements)
-            return
-        for chunk, elements in zip(coded.chunks, lengths, strict=False):
             self._writer.add_record(Kind.DATA, chunk, elements)
 
     def _carry(self, words: NDArray[np.uint8], dtype: DType, slab: Slab) -> EncodedSlab | None:
@@ -387,16 +394,8 @@ class _SlabSink:
             return None
         layout, gain, begun = entry["layout"], 0.0, "layout_gain" in entry
         if not begun:
-            layout, gain = choose_layout(
-                words,
-                dtype,
-                slab.rows,
-                slab.columns,
-                film.carrier,
-                self._planner,
-                self._wanted,
-                self._threads,
-            )
+            options = film.carrier, self._planner, self._wanted, self._threads
+            layout, gain = choose_layout(words, dtype, slab.rows, slab.columns, *options)
         place = Placement(slab.rows, slab.columns, layout)
         coded = carry_slab(words, dtype, place, planner=self._planner, threads=self._threads)
         if coded is not None and not begun:

@@ -15,26 +15,24 @@ from hilm.reel.video import encode_frames
 from hilm.weights.dtypes import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from hilm.reel.carrier import Carrier
     from hilm.reel.plan import Planner
+    from hilm.reel.rate import Rounding
     from hilm.weights.checkpoint import Checkpoint
     from hilm.weights.dtypes import DType
-    from hilm.weights.tensor import TensorInfo
 
 _WORTH = 0.005  # of the bytes: less does not pay for another layout
 _SAMPLE = 4 * CHUNK_ELEMENTS
 
 
 class Price(NamedTuple):
-    """Bits per weight of a video and of the packed carrier, on the same rows of one tensor."""
+    """Bits per weight of a video and of packed streams, on the same rows of one tensor; None without one."""
 
-    tensor: str
-    carried: float
-    packed: float
+    tensor: str | None = None
+    carried: float | None = None
+    packed: float | None = None
 
 
 def choose_layout(
@@ -69,10 +67,8 @@ def choose_layout(
     places = [place for place in places if not place.padded] or [Placement(rows, columns, "flat")]
     if len(places) == 1:
         return places[0].layout, 0.0
-    planner, flat = (
-        planner.coarse if isinstance(planner, Quantizer) else planner,
-        Placement(rows, columns, "flat"),
-    )
+    planner = planner.coarse if isinstance(planner, Quantizer) else planner
+    flat = Placement(rows, columns, "flat")
     slab = carry_slab(words, dtype, flat, planner=planner, threads=threads)
     if slab is None:
         return places[0].layout, 0.0
@@ -92,13 +88,10 @@ def _cost(place: Placement, pixels: NDArray[np.uint8], carrier: Carrier) -> floa
     return encode_frames(carrier, frames) / sum(lengths[n] for n in chosen)
 
 
-def quote(
-    checkpoint: Checkpoint,
-    carrier: Carrier,
-    choose: Callable[[TensorInfo], Planner | None],
-    threads: int = 1,
-) -> Price | None:
-    """Measure what a video costs on rows from the middle of the largest tensor; None if none is carried.
+def quote(checkpoint: Checkpoint, carrier: Carrier, rounding: Rounding | None, threads: int = 1) -> Price:
+    """Measure what a video costs on rows from the middle of the largest tensor, if that is carried.
+
+    Weights are rounded with the step that typical ones need.
 
     Raises:
         SourceChanged: A file changed while it was read.
@@ -106,21 +99,21 @@ def quote(
     owners = [t for t in checkpoint.stored.values() if t.alias_of is None]
     info = max(owners, key=lambda t: t.numel, default=None)
     if info is None:
-        return None
+        return Price()
     rows, columns, word = coded_view(info.dtype, info.shape)
     taken = min(rows, max(1, _SAMPLE // max(columns, 1)))
     width = columns if taken * columns <= 2 * _SAMPLE else _SAMPLE
     if not is_carried(taken * width):
-        return None
+        return Price()
     start = (rows - taken) // 2 * columns * word
     words = np.empty(taken * width * word, np.uint8)
     checkpoint.source(info).read_into(info.span.start + start, words)
-    dtype, planner = DTYPES[info.dtype], choose(info)
+    dtype, rounds = DTYPES[info.dtype], rounding is not None and rounding.applies(info)
+    planner = rounding.quantizer(rounding.guess, rounding.effort) if rounding and rounds else None
     packed = encode_slab(words, dtype, taken, width, planner=planner, threads=threads)
     place = Placement(taken, width, "flat")
     slab = carry_slab(words, dtype, place, planner=planner, threads=threads)
     if slab is None:
-        return None
-    chunks = len(packed.chunks)
-    video = slab.nbytes + encode_frames(carrier, slab.frames) + RECORD.itemsize * chunks
+        return Price()
+    video = slab.nbytes + encode_frames(carrier, slab.frames) + RECORD.itemsize * len(packed.chunks)
     return Price(info.name, 8 * video / (taken * width), 8 * packed.nbytes / (taken * width))

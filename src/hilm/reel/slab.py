@@ -243,13 +243,20 @@ def read_head(
 
 
 def recall_slab(
-    records: Sequence[bytes], dtype: DType, rows: int, columns: int, *, threads: int = 1
+    records: Sequence[bytes],
+    dtype: DType,
+    rows: int,
+    columns: int,
+    *,
+    base: NDArray[np.uint8] | None = None,
+    threads: int = 1,
 ) -> EncodedSlab:
-    """What `encode_slab` once made of a slab, from its head and chunks."""
+    """What `encode_slab` once made of a slab, from its head and chunks, and the base's slab, which stays."""
     head, *chunks = records
     if head[0] not in ROUNDING:
         return EncodedSlab(head, chunks)
-    decoded = decode_slab(head, chunks, dtype, rows, columns, rounded=True, threads=threads)
+    old = None if base is None else base.copy()
+    decoded = decode_slab(head, chunks, dtype, rows, columns, base=old, rounded=True, threads=threads)
     return EncodedSlab(head, chunks, decoded)
 
 

@@ -7,7 +7,8 @@ index precedes the data. One encoder thread and no clock: on one installation eq
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from fractions import Fraction
 from io import BytesIO
 from itertools import pairwise
@@ -19,7 +20,7 @@ import av
 import numpy as np
 
 from hilm.errors import ChecksumMismatch, EncoderError, InputError, UsageError
-from hilm.reel.carrier import FPS, SIDE
+from hilm.reel.carrier import CARRIERS, FPS, SIDE
 from hilm.reel.crc32c import crc32c
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ BT709 = 1  # FFmpeg's number of these primaries, transfer curve and matrix
 NO_COLOUR = 128
 # Tried in turn until the file fits its budget: (CRF, step); higher CRF is coarser, step 2 halves both sides.
 LADDER = ((32, 1), (48, 1), (48, 2))
-_MUXER = {"movflags": "+faststart", "fflags": "+bitexact"}
 _BLOCK_HEAD = 64  # bytes between where a demuxer finds a packet and where its data begin, at most
 _ENCODER = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "b": "0"}
 
@@ -98,50 +98,20 @@ def _encode(
     chapters: Sequence[tuple[str, int]],
     comment: str,
 ) -> bytes:
+    carrier = replace(CARRIERS["vp9"], options=_ENCODER | {"crf": str(crf)})
     with (
-        TemporaryDirectory() as folder
-    ):  # moving the index to the front takes a file that can be opened twice
-        path = Path(folder) / "preview.mp4"
-        try:
-            with av.open(path, "w", options=_MUXER) as container:
-                container.metadata.update({"comment": comment} if comment else {})
-                count = _write_frames(container, frames, crf, step, fps)
-                container.set_chapters(_chapter_table(chapters, count, fps))
-        except av.FFmpegError as error:
-            raise EncoderError(
-                f"cannot encode the preview: {error.strerror}", hint="is the disk full?"
-            ) from error
-        return path.read_bytes()
-
-
-def _write_frames(container: Any, frames: Iterable[NDArray[np.uint8]], crf: int, step: int, fps: int) -> int:  # noqa: ANN401 - PyAV
-    """Encode all frames and return their number."""
-    stream, shape, count = None, None, 0
-    for frame in frames:
-        if stream is None:
-            shape = frame.shape
-            stream = _add_stream(container, shape, crf, step, fps)
-        if frame.shape != shape:
-            raise UsageError(f"a frame of {frame.shape} pixels among frames of {shape}")
-        container.mux(stream.encode(_picture(frame[::step, ::step], count)))
-        count += 1
-    if stream is None:
-        raise UsageError("a preview of no frames", hint="leave the preview out")
-    container.mux(stream.encode(None))
-    return count
-
-
-def _add_stream(container: Any, shape: tuple[int, ...], crf: int, step: int, fps: int) -> Any:  # noqa: ANN401 - PyAV
-    rows, columns = shape
-    if rows % 2 or columns % 2:
-        raise UsageError(f"frames of {rows} x {columns} pixels", hint="both sides must be even")
-    stream = container.add_stream("libvpx-vp9", rate=fps, options=_ENCODER | {"crf": str(crf)})
-    stream.width, stream.height, stream.pix_fmt = columns // step, rows // step, PIXEL_FORMAT
-    context = stream.codec_context
-    context.color_range, context.gop_size, context.thread_count = FULL_RANGE, 1, 1
-    # Browsers heed the range only where the rest of the colours is named too.
-    context.color_primaries = context.color_trc = context.colorspace = BT709
-    return stream
+        TemporaryDirectory() as folder,  # to move the index to the front takes a file that opens twice
+        closing(Film(Path(folder) / "preview.mp4", carrier, fps, comment)) as film,
+    ):
+        for frame in frames:
+            rows, columns = frame.shape
+            if rows % 2 or columns % 2:
+                raise UsageError(f"frames of {rows} x {columns} pixels", hint="both sides must be even")
+            film.add(frame[::step, ::step])
+        if not film.count:
+            raise UsageError("a preview of no frames", hint="leave the preview out")
+        film.end(chapters)
+        return film.path.read_bytes()
 
 
 def _picture(pixels: NDArray[np.uint8], index: int, pixel_format: str = PIXEL_FORMAT) -> av.VideoFrame:
@@ -177,40 +147,66 @@ def _chapter_table(chapters: Sequence[tuple[str, int]], count: int, fps: int) ->
 
 
 class Film:
-    """A lossless video in the making, frame by frame, in a file of its own.
+    """A video in the making, frame by frame, in a file of its own.
 
     Args:
         path: The file.
         carrier: Its codec and container.
+        fps: Frames per second.
+        comment: What the file's metadata says of it.
 
     Raises:
         EncoderError: The encoder or the file system failed.
     """
 
-    def __init__(self, path: Path, carrier: Carrier) -> None:
-        self.path, self.carrier = path, carrier
+    def __init__(self, path: Path, carrier: Carrier, fps: int = FPS, comment: str = "") -> None:
+        self.path, self.carrier, self._fps = path, carrier, fps
         self._checks: list[int] = []
         self._chapters: list[tuple[str, int]] = []
+        self._shape: tuple[int, ...] = ()
         with _encoding():
             muxer = {"fflags": "+bitexact", **carrier.muxer}
-            self._file = av.open(path, "w", format=carrier.container, options=muxer)
-            stream: Any = self._file.add_stream(carrier.encoder, rate=FPS, options=dict(carrier.options))
-            _set_up(stream.codec_context, carrier)
-        self._stream = stream
+            self._file: Any = av.open(path, "w", format=carrier.container, options=muxer)
+        self._file.metadata.update({"comment": comment} if comment else {})
+
+    @property
+    def count(self) -> int:
+        """Frames so far."""
+        return len(self._checks)
 
     def begin(self, title: str) -> None:
         """Begin a chapter with the next frame."""
-        self._chapters.append((title, len(self._checks)))
+        self._chapters.append((title, self.count))
 
     def add(self, frame: NDArray[np.uint8]) -> None:
-        """Encode the next frame, uint8 [512, 512]."""
+        """Encode the next frame, uint8; all are of one shape.
+
+        Raises:
+            UsageError: This one is not.
+            EncoderError: The encoder or the file system failed.
+        """
         with _encoding():
-            picture = _picture(frame, len(self._checks), self.carrier.pixel_format)
-            self._file.mux(self._stream.encode(picture))
+            if not self._shape:
+                options = dict(self.carrier.options)
+                self._stream: Any = self._file.add_stream(
+                    self.carrier.encoder, rate=self._fps, options=options
+                )
+                _set_up(self._stream.codec_context, self.carrier.pixel_format, *frame.shape)
+                self._shape = frame.shape
+            if frame.shape != self._shape:
+                raise UsageError(f"a frame of {frame.shape} pixels among frames of {self._shape}")
+            self._file.mux(self._stream.encode(_picture(frame, self.count, self.carrier.pixel_format)))
         self._checks.append(crc32c(frame.tobytes()))
 
+    def end(self, chapters: Sequence[tuple[str, int]]) -> None:
+        """Complete the file."""
+        with _encoding():
+            self._file.mux(self._stream.encode(None))
+            self._file.set_chapters(_chapter_table(chapters, self.count, self._fps))
+            self._file.close()
+
     def finish(self) -> tuple[list[tuple[int, int, int]], bytes]:
-        """Complete the file, decode it, and compare every frame.
+        """Complete the file of a lossless video, decode it, and compare every frame.
 
         Returns:
             Offset, size and CRC32C of every packet, in order; and what a decoder needs to know besides.
@@ -219,17 +215,12 @@ class Film:
             UsageError: There are no frames.
             EncoderError: The encoder lost something.
         """
-        if not self._checks:
+        if not self.count:
             raise UsageError(
                 "the model has no tensor that a video carries", hint="--carrier packed serves all of them"
             )
+        self.end([c for c, later in pairwise([*self._chapters, ("", self.count)]) if c[1] < later[1]])
         with _encoding():
-            self._file.mux(self._stream.encode(None))
-            chapters = [
-                c for c, later in pairwise([*self._chapters, ("", len(self._checks))]) if c[1] < later[1]
-            ]
-            self._file.set_chapters(_chapter_table(chapters, len(self._checks), FPS))
-            self._file.close()
             return self._read_back()
 
     def _read_back(self) -> tuple[list[tuple[int, int, int]], bytes]:
@@ -237,7 +228,6 @@ class Film:
         with self.path.open("rb") as raw, av.open(self.path) as file:
             stream = file.streams.video[0]
             extradata = stream.codec_context.extradata or b""
-            decoder = FrameDecoder(self.carrier, extradata)
             for packet in file.demux(stream):
                 if not packet.size:
                     continue
@@ -245,7 +235,7 @@ class Film:
                 raw.seek(packet.pos or 0)
                 inside = raw.read(len(data) + _BLOCK_HEAD).find(data)
                 expected = self._checks[len(found)] if len(found) < len(self._checks) else -1
-                if inside < 0 or crc32c(decoder.decode(data).tobytes()) != expected:
+                if inside < 0 or crc32c(decode_frame(self.carrier, extradata, data).tobytes()) != expected:
                     raise EncoderError(f"{self.carrier.encoder} did not keep frame {len(found)}")
                 found.append(((packet.pos or 0) + inside, len(data), crc32c(data)))
         if len(found) != len(self._checks):
@@ -259,37 +249,30 @@ class Film:
         self.path.unlink(missing_ok=True)
 
 
-class FrameDecoder:
-    """Decodes packets of a carrier, each on its own; several threads may use one.
+def decode_frame(carrier: Carrier, extradata: bytes, packet: bytes) -> NDArray[np.uint8]:
+    """The one frame of a packet, uint8 [512, 512].
 
     Args:
         carrier: Its codec.
         extradata: What its file says besides the packets.
+        packet: The packet.
+
+    Raises:
+        ChecksumMismatch: It is no such frame.
     """
-
-    def __init__(self, carrier: Carrier, extradata: bytes) -> None:
-        self._carrier, self._extradata = carrier, extradata
-
-    def decode(self, packet: bytes) -> NDArray[np.uint8]:
-        """The one frame of a packet, uint8 [512, 512].
-
-        Raises:
-            ChecksumMismatch: It is no such frame.
-        """
-        carrier = self._carrier
-        try:
-            context: Any = av.CodecContext.create(carrier.codec, "r")
-            context.width = context.height = SIDE
-            context.extradata, context.thread_count = self._extradata or None, 1
-            if carrier.tag:
-                context.codec_tag = carrier.tag
-            frames = context.decode(av.Packet(packet))
-        except (av.FFmpegError, ValueError) as error:
-            raise ChecksumMismatch(f"a packet is no frame of {carrier.codec}") from error
-        shapes = [(frame.format.name, frame.height, frame.width) for frame in frames]
-        if shapes != [(carrier.pixel_format, SIDE, SIDE)]:
-            raise ChecksumMismatch(f"a packet holds {shapes!r:.80}, not one frame of {carrier.codec}")
-        return _luma(frames[0]).copy()
+    try:
+        context: Any = av.CodecContext.create(carrier.codec, "r")
+        context.width = context.height = SIDE
+        context.extradata, context.thread_count = extradata or None, 1
+        if carrier.tag:
+            context.codec_tag = carrier.tag
+        frames = context.decode(av.Packet(packet))
+    except (av.FFmpegError, ValueError) as error:
+        raise ChecksumMismatch(f"a packet is no frame of {carrier.codec}") from error
+    shapes = [(frame.format.name, frame.height, frame.width) for frame in frames]
+    if shapes != [(carrier.pixel_format, SIDE, SIDE)]:
+        raise ChecksumMismatch(f"a packet holds {shapes!r:.80}, not one frame of {carrier.codec}")
+    return _luma(frames[0]).copy()
 
 
 def encode_frames(carrier: Carrier, frames: Sequence[NDArray[np.uint8]]) -> int:
@@ -300,7 +283,7 @@ def encode_frames(carrier: Carrier, frames: Sequence[NDArray[np.uint8]]) -> int:
     """
     with _encoding():
         context: Any = av.CodecContext.create(carrier.encoder, "w")
-        _set_up(context, carrier)
+        _set_up(context, carrier.pixel_format)
         context.framerate, context.time_base, context.options = FPS, Fraction(1, FPS), dict(carrier.options)
         packets = [
             p for n, f in enumerate(frames) for p in context.encode(_picture(f, n, carrier.pixel_format))
@@ -308,10 +291,11 @@ def encode_frames(carrier: Carrier, frames: Sequence[NDArray[np.uint8]]) -> int:
         return sum(packet.size for packet in packets + context.encode(None))
 
 
-def _set_up(context: Any, carrier: Carrier) -> None:  # noqa: ANN401 - PyAV
-    context.width = context.height = SIDE
-    context.pix_fmt, context.color_range = carrier.pixel_format, FULL_RANGE
-    context.gop_size, context.thread_count = 1, 1
+def _set_up(context: Any, pixel_format: str, rows: int = SIDE, columns: int = SIDE) -> None:  # noqa: ANN401 - PyAV
+    context.pix_fmt, context.height, context.width = pixel_format, rows, columns
+    context.color_range, context.gop_size, context.thread_count = FULL_RANGE, 1, 1
+    # Browsers heed the range only where the rest of the colours is named too.
+    context.color_primaries = context.color_trc = context.colorspace = BT709
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from hilm.errors import HeaderError, InputError, SourceChanged, StorageError
+from hilm.errors import HeaderError, InputError, SourceChanged, StorageError, UsageError
 from hilm.reel.carrier import FPS, SIDE
 from hilm.reel.crc32c import crc32c
 from hilm.reel.journal import Journal, film_of
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from hilm.reel.records import Index
     from hilm.reel.schema import Companion, Front, Manifest, Totals
 
-_PIECE = 8 << 20
 _ENTRY = struct.Struct("<QIIBBHI")  # one RECORD
 
 
@@ -105,7 +104,7 @@ class ReelWriter:
         self._entries = bytearray()
         self._position = HEADER_BYTES
         self._replaying, self._journal = bool(key), None
-        self._carrier, self.film, self._film_size = carrier, None, 0
+        self.film, self._film_size = None, 0
         head = front + ATOM.pack(1, b"uuid", 0, UUID) + sealed(HEADER.pack(b"HILMREEL", 1, 0, 0, 1, 0))
         with self._storage():
             self._descriptor = _claim(self._part, keep=self._replaying)
@@ -195,8 +194,7 @@ class ReelWriter:
     def add_frame(self, film: Film, frame: NDArray[np.uint8], elements: int) -> None:
         """Add a frame to the video; its record is filled in when the video is finished."""
         film.add(frame)
-        beside = bool(self._carrier and self._carrier.suffix)
-        self._entries += _ENTRY.pack(0, 0, 0, Kind.PACKET, beside, 0, elements)
+        self._entries += _ENTRY.pack(0, 0, 0, Kind.PACKET, bool(film.carrier.suffix), 0, elements)
 
     def finish_film(self, film: Film) -> tuple[Front | None, Companion | None]:
         """Complete the video and compare it with what it was given; what the manifest says of it.
@@ -205,18 +203,12 @@ class ReelWriter:
             EncoderError: The encoder lost something.
         """
         packets, extradata = film.finish()
-        index = self.index.copy()
-        places = np.flatnonzero(index["kind"] == Kind.PACKET)
-        for column, values in zip(
-            ("offset", "size", "crc32c"), np.array(packets, np.int64).reshape(-1, 3).T, strict=True
-        ):
+        index = np.frombuffer(self._entries, RECORD)
+        places = index["kind"] == Kind.PACKET
+        for column, values in zip(("offset", "size", "crc32c"), np.array(packets).T, strict=True):
             index[column][places] = values
-        self._entries = bytearray(index.tobytes())
-        self._film_size, codec, pixels = (
-            film.path.stat().st_size,
-            film.carrier.codec,
-            film.carrier.pixel_format,
-        )
+        self._film_size = film.path.stat().st_size
+        codec, pixels = film.carrier.codec, film.carrier.pixel_format
         if film.carrier.suffix:
             with film.path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -225,10 +217,10 @@ class ReelWriter:
                 "file": name, "size": self._film_size, "sha256": digest,
                 "codec": codec, "pixel_format": pixels, "extradata": extradata.hex(),
             }  # fmt: skip
-        self.front_size, self.front_crc32c = self._film_size, 0
-        with film.path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                self.front_crc32c = crc32c(piece, self.front_crc32c)
+        self.front_size, self.front_crc32c = (
+            self._film_size,
+            crc32c(np.memmap(film.path, np.uint8, "r").data),
+        )
         return {
             "size": self._film_size, "crc32c": f"0x{self.front_crc32c:08x}",
             "codec": codec, "pixel_format": pixels,
@@ -348,7 +340,7 @@ class ReelWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(keep=not isinstance(error, InputError | SourceChanged))
+        self.close(keep=not isinstance(error, InputError | SourceChanged | UsageError))
 
 
 def part_of(out: Path) -> Path:

@@ -258,11 +258,15 @@ class Store:
             UsageError: Options that do not go together.
             InputError: There is no checkpoint.
         """
-        from hilm.store.pricing import quote_carrier  # noqa: PLC0415 - needs the codecs
+        from hilm.reel.carrier import CARRIERS  # noqa: PLC0415 - needs the codecs
+        from hilm.reel.price import quote  # noqa: PLC0415 - the same
+        from hilm.weights import open_checkpoint  # noqa: PLC0415 - the same
 
         _carrier_options(mode, carrier, "auto")
         options = _job_options(mode, {}, None, rounding, stream=False)
-        return quote_carrier(os.fspath(model), carrier, options.get("rounding"))
+        with open_checkpoint(model) as checkpoint:
+            price = quote(checkpoint, CARRIERS[carrier], options.get("rounding"), os.cpu_count() or 1)
+        return {"model": os.fspath(model), "carrier": carrier, **price._asdict()}
 
     def index(
         self,
