@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from hilm.errors import TrainingError, UsageError
 from hilm.store.reading import no_progress
 from hilm.training.methods import METHODS
+from hilm.training.modeling import load_model
 from hilm.training.record import Run
 from hilm.training.worker import main, train
 
@@ -78,6 +79,22 @@ def test_recipes_learn(work, name, figure, fits):
     _, facts = work(name, train=train_keys)
     found = facts["metrics"][figure]
     assert fits(found["first"], found["last"]), found
+
+
+def test_resnet_bk_learns_from_scratch_and_carries_its_code(work):
+    train_keys = {"steps": 40, "learning_rate": 1e-2, "max_length": 32, "log_every": 4}
+    run, facts = work("pretrain", base="resnet_bk", train=train_keys)
+    assert facts["metrics"]["loss"]["last"] <= 0.8 * facts["metrics"]["loss"]["first"]
+    assert (run.result / "modeling_resnet_bk.py").is_file()
+    assert "AutoModelForCausalLM" in json.loads((run.result / "config.json").read_text())["auto_map"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+def test_the_file_that_was_quantised_is_given_back(configure, models):
+    config = configure("sft", "qlora")
+    model = load_model(config, METHODS["sft"])
+    assert model.lm_head.weight.dtype == torch.float32
+    assert str(models / "llama" / "model.safetensors") not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize("name", ["grpo", "rloo"])

@@ -106,7 +106,16 @@ def load_model(
         raise _absent(model, error) from error
     if device(config) == "cuda" and kind != "qlora":
         loaded = loaded.to("cuda")
+    if kind == "qlora" and not plain:
+        _release_file(loaded)
     return loaded
+
+
+def _release_file(model: PreTrainedModel) -> None:
+    """Copy what was not quantised: views of it keep every page of the file that was quantised mapped."""
+    for parameter in model.parameters():
+        if type(parameter) is torch.nn.Parameter:
+            parameter.data = parameter.data.clone()
 
 
 def _quantisation(config: FitConfig) -> transformers.BitsAndBytesConfig:

@@ -22,6 +22,8 @@ from hilm.data import load_data, load_eval
 from hilm.errors import Cancelled, HilmError, StorageError, TrainingError, UsageError, VerificationError
 from hilm.extras import require
 from hilm.files import write_file
+from hilm.models.resnet_bk import save_with_code
+from hilm.models.resnet_bk.modeling_resnet_bk import ResNetBKPreTrainedModel
 from hilm.store.reading import no_progress
 from hilm.training import modeling
 from hilm.training.budget import KEPT
@@ -280,7 +282,10 @@ def _leave(run: Run, trainer: Any, digest: str) -> None:  # noqa: ANN401 - a Tra
     place = run.folder / "report" / "probe.npy"
     place.parent.mkdir(exist_ok=True)
     np.save(place, probe(model))
-    model.save_pretrained(run.result)
+    if isinstance(model, ResNetBKPreTrainedModel):
+        save_with_code(model, run.result)
+    else:
+        model.save_pretrained(run.result)
     trainer.processing_class.save_pretrained(run.result)
     (run.result / "README.md").unlink(missing_ok=True)  # PEFT's names local folders
     run.facts |= {
