@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hilm.errors import TrainingError, UsageError
+from hilm.errors import TrainingError
 from hilm.store.reading import no_progress
 from hilm.training.methods import METHODS
 from hilm.training.modeling import load_model
@@ -123,15 +123,6 @@ def test_a_loss_that_is_no_number_stops_the_run(work):
 def test_a_run_that_learns_nothing_says_so(work):
     with pytest.raises(TrainingError, match="no trained value has changed"):
         work("sft", train={"learning_rate": 0.0})
-
-
-@pytest.mark.parametrize(
-    ("key", "said"),
-    [("bf16", "is set by hilm"), ("bata", "there is no key method.bata"), ("seed", "set by hilm")],
-)
-def test_keys_of_the_method_are_checked(work, key, said):
-    with pytest.raises(UsageError, match=said):
-        work("dpo", method={key: 1})
 
 
 def test_one_process_where_two_are_wanted(configure, monkeypatch):

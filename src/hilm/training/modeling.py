@@ -59,6 +59,9 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
+        if Path(model.path).exists():
+            hint = "tokenizer.save_pretrained puts one beside the model"
+            raise InputError(f"{model.path} has no tokenizer that can be read", hint=hint) from error
         raise _absent(model, error) from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
