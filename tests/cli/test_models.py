@@ -3,7 +3,7 @@ from __future__ import annotations
 import sys
 
 import psutil
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def test_a_new_model_loads(hilm, tmp_path):
@@ -17,6 +17,7 @@ def test_a_new_model_loads(hilm, tmp_path):
     }
     assert run.err == ""
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "new").num_parameters() == 8_298_508
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "new")("bytes").input_ids) == 5
     assert hilm("inspect", str(tmp_path / "new"), "--json").document["parameters"] == 8_298_508
     again = hilm("model", "new", str(tmp_path / "new"))
     assert (again.code, again.out) == (2, "")

@@ -7,7 +7,9 @@ import json
 import torch
 import transformers
 
+from hilm.models.resnet_bk import ResNetBKForCausalLM
 from hilm.models.resnet_bk.tokenizer import train_tokenizer
+from tests.models.resnet_bk.tiny import config as resnet_bk_config
 
 WORDS = ("red", "blue", "green", "sun", "moon", "tree", "river", "stone")
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -45,7 +47,11 @@ def bert():
     return transformers.BertForMaskedLM(config)
 
 
-MAKERS = {"llama": llama, "t5": t5, "bert": bert}
+def resnet_bk():
+    return ResNetBKForCausalLM(resnet_bk_config(vocab_size=259, n_seq=64))
+
+
+MAKERS = {"llama": llama, "t5": t5, "bert": bert, "resnet_bk": resnet_bk}
 
 
 def write_models(folder):

@@ -13,7 +13,7 @@ from hilm.training import preflight as room
 from hilm.training.budget import count_adapter
 from hilm.training.config import from_document
 from hilm.training.preflight import check, look, preflight
-from tests.training.models import rows_for, tokenizer, write_rows
+from tests.training.models import llama, rows_for, tokenizer, write_rows
 
 LONG = [{"text": "a" * 200}, {"text": "b" * 200}, *({"text": f"{i}"} for i in range(18))]
 LABELS = [{"text": f"{i}", "label": i % 2} for i in range(20)]
@@ -148,6 +148,12 @@ def test_tokenizers(configure, models, tmp_path):
         preflight("sft", configure("sft", model=changed_model(models, tmp_path, nothing)))
 
 
+def test_a_model_without_tokenizer(configure, tmp_path):
+    llama().save_pretrained(tmp_path / "bare")
+    with pytest.raises(InputError, match="has no tokenizer that can be read"):
+        preflight("sft", configure("sft", model={"path": str(tmp_path / "bare")}))
+
+
 def test_messages_need_a_chat_template(configure, models, tmp_path):
     rows = [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}] * 4
     assert severity(preflight("sft", configure("sft", rows=rows)), "E-CHAT") == "error"
@@ -176,12 +182,12 @@ def test_bitsandbytes_that_is_missing(configure, monkeypatch):
 def test_memory_that_does_not_suffice(configure, monkeypatch):
     config = configure("sft")
     needed = preflight("sft", config).plan["total"]
-    monkeypatch.setattr(budget, "available_memory", lambda place: needed - 1)
+    monkeypatch.setattr(budget, "free_mb", lambda place: (needed - 1) / 2**20)
     checked = preflight("sft", config)
     assert ids(checked) >= {"E-MEM"}
     assert severity(checked, "E-MEM") == "note", "activation checkpointing was enough"
     assert checked.config.train.activation_checkpointing is True
-    monkeypatch.setattr(budget, "available_memory", lambda place: 1000)
+    monkeypatch.setattr(budget, "free_mb", lambda place: 0.001)
     found = preflight("sft", config).findings
     with pytest.raises(InputError, match="E-MEM"):
         check(found, force=False, tell=lambda _: None)

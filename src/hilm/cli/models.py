@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hilm.cli.output import Document
 
 SIZES = ("1M", "10M", "100M", "1B", "10B")
+BYTES = 259
+"""Tokens of the tokenizer that a fresh model has: every byte, and three special ones."""
 
 
 @click.command(
@@ -33,7 +35,7 @@ SIZES = ("1M", "10M", "100M", "1B", "10B")
 @click.argument("out", type=click.Path(path_type=Path))
 @options.switches
 def model(action: str, out: Path, *, size: str) -> None:
-    """Write a randomly initialised ResNet-BK language model to the new folder OUT.
+    """Write a randomly initialised ResNet-BK language model, and a tokenizer of bytes, to the new folder OUT.
 
     The folder carries its code: AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True) loads it.
     """
@@ -51,6 +53,7 @@ def model(action: str, out: Path, *, size: str) -> None:
     logging.disable_progress_bar()
     part = out.with_name(f"{out.name}.part")
     resnet_bk.save_with_code(resnet_bk.create_resnet_bk_for_hf(size), part)
+    require("hilm.models.resnet_bk.tokenizer").train_tokenizer([], BYTES).save_pretrained(part)
     part.rename(out)
     document = {
         "label": counted.label,

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import peft
-import psutil
-import torch
 
+from hilm.parity.memory import free_mb
 from hilm.store.memory_plan import plan
 from hilm.training.modeling import adapter_config, device
-from hilm.training.preflight import Finding, error, text_of
+from hilm.training.preflight import Finding, count_tokens, error, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ def check_memory(s: Situation) -> tuple[FitConfig, dict[str, Any], list[Finding]
     Returns:
         The configuration with that decided, the plan with ``available`` bytes, and findings.
     """
-    available = available_memory(device(s.config))
+    available = int(2**20 * free_mb(device(s.config)))
     train = s.config.train
     asked = train.activation_checkpointing
     barred = s.config.peft.kind == "prefix" or s.name == "ppo"
@@ -57,22 +57,11 @@ def check_memory(s: Situation) -> tuple[FitConfig, dict[str, Any], list[Finding]
     return config, memory, found
 
 
-def available_memory(place: str) -> int:
-    """Free bytes of the GPU, or of this machine."""
-    if place == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
-
-
 def _cheaper(s: Situation, available: int) -> str:
     """The mildest change that fits, as overrides."""
-    changes: list[dict[str, Any]] = [{"batch_size": s.config.launch.nproc}]
-    changes += [change | {"kind": kind} for kind in ("lora", "qlora") for change in ({}, changes[0])]
-    for change in changes:
-        kind, size = (
-            change.get("kind", s.config.peft.kind),
-            change.get("batch_size", s.config.train.batch_size),
-        )
+    own, batch, least = s.config.peft.kind, s.config.train.batch_size, s.config.launch.nproc
+    milder: list[tuple[Any, int]] = [(own, least), *product(("lora", "qlora"), (batch, least))]
+    for kind, size in milder:
         config = replace(
             s.config,
             peft=replace(s.config.peft, kind=kind),
@@ -98,9 +87,8 @@ def plan_memory(s: Situation, config: FitConfig) -> dict[str, Any]:
     mixed = "full bf16 mixed" if train.precision == "bf16" else "full fp32"
     name = {"full": mixed, "qlora": "qlora nf4" if peft.bits == 4 else "qlora int8"}.get(peft.kind, "lora")
     row = next(row for row in planned["training"] if row["method"] == name)
-    beside = 4 * planned["parameters"] if s.method.reference and peft.kind == "full" else 0
-    if s.name == "grpo" and peft.kind == "full" and config.method.get("beta"):
-        beside = 4 * planned["parameters"]
+    frozen = s.method.reference or (s.name == "grpo" and config.method.get("beta"))
+    beside = 4 * planned["parameters"] if frozen and peft.kind == "full" else 0
     if train.grad_accum > 1 and row["total"] is not None:
         beside += min(row["gradients"], row["activations"])
     total = None if row["total"] is None else row["total"] + beside
@@ -114,7 +102,7 @@ def _longest(s: Situation) -> int:
     if s.name == "pretrain" or not s.rows:
         return s.config.train.max_length
     texts = sorted((text_of(row) for row in s.rows), key=len)[-8:]
-    return max(8, *(len(ids) for ids in s.tokenizer(texts, verbose=False)["input_ids"]))
+    return max(8, *count_tokens(s.tokenizer, texts))
 
 
 def count_adapter(s: Situation, config: FitConfig) -> tuple[int, int]:

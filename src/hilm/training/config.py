@@ -16,13 +16,19 @@ from hilm.data import DataConfig  # noqa: TC001 - read as a type when a run's ke
 from hilm.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from os import PathLike
 
     Section = TypeVar("Section")
 
 LONGEST = 1 << 20
 """Bytes of a configuration."""
+
+COUNTS = (
+    *("train.steps", "train.batch_size", "train.grad_accum", "train.max_length", "train.save_every"),
+    *("train.eval_every", "train.log_every", "peft.r", "peft.virtual_tokens", "launch.nproc"),
+)
+"""Keys that take 1 or more."""
 
 PROMPT_RATE = 0.3
 """Learning rate of prefix and prompt tuning; at the 1e-2 usual elsewhere they hardly move the loss."""
@@ -178,22 +184,13 @@ def from_document(document: dict[str, Any]) -> FitConfig:
         UsageError: As of :func:`load_config`.
     """
     config = _build(FitConfig, document, "")
-    train, peft = config.train, config.peft
-    least = {
-        "train.steps": train.steps or 1,
-        "train.batch_size": train.batch_size,
-        "train.grad_accum": train.grad_accum,
-        "train.max_length": train.max_length,
-        "train.save_every": train.save_every,
-        "train.log_every": train.log_every,
-        "peft.r": peft.r,
-        "peft.virtual_tokens": peft.virtual_tokens,
-        "launch.nproc": config.launch.nproc,
-    }
     if config.publish.enabled and not config.publish.repo:
         raise UsageError("publishing is enabled and there is no publish.repo", hint="publish.repo=owner/name")
-    if wrong := [name for name, value in least.items() if value < 1]:
-        raise UsageError(f"{wrong[0]} is {least[wrong[0]]}", hint="give 1 or more")
+    for name in COUNTS:
+        section, _, key = name.partition(".")
+        value = getattr(getattr(config, section), key)
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}", hint="give 1 or more")
     return config
 
 
@@ -240,14 +237,19 @@ def _build(kind: type[Section], document: object, place: str) -> Section:
     hints = get_type_hints(kind)
     for key in document:
         if key not in hints:
-            close = get_close_matches(str(key), hints, n=1, cutoff=0.5)
-            hint = f"did you mean {place}{close[0]}?" if close else f"known here: {', '.join(hints)}"
-            raise UsageError(f"there is no key {place}{key}", hint=hint)
+            raise unknown_key(str(key), hints, place)
     values = {key: _convert(value, hints[key], f"{place}{key}") for key, value in document.items()}
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
     if missing := [name for name in needed if name not in values]:
         raise UsageError(f"there is no {place}{missing[0]}", hint="docs/fit.md has an example")
     return kind(**values)
+
+
+def unknown_key(key: str, known: Iterable[str], place: str) -> UsageError:
+    """An error that names the nearest known key."""
+    close = get_close_matches(key, known := list(known), n=1, cutoff=0.5)
+    hint = f"did you mean {place}{close[0]}?" if close else f"known here: {', '.join(known)}"
+    return UsageError(f"there is no key {place}{key}", hint=hint)
 
 
 def _convert(value: object, kind: Any, place: str) -> Any:  # noqa: ANN401 - types and values of any kind

@@ -12,6 +12,7 @@ import numpy as np
 
 from hilm.extras import require
 from hilm.lineage.adapter import low_rank_pairs, scale
+from hilm.quantities import figure
 from hilm.weights.tensor import BLOCK_VALUES
 
 if TYPE_CHECKING:
@@ -182,23 +183,22 @@ def singular_values(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[n
 def draw_difference(roles: dict[str, Any]) -> bytes:
     """Draw the relative change and the effective rank of every role, as PNG."""
     require("matplotlib").use("Agg")
-    figure = require("matplotlib.figure").Figure(
+    canvas = require("matplotlib.figure").Figure(
         figsize=(9.6, 0.5 * len(roles) + 1.6), dpi=100, layout="constrained"
     )
-    left, right = figure.subplots(1, 2, sharey=True)
-    names = list(roles)
+    left, right = canvas.subplots(1, 2, sharey=True)
     for axes, key, title in (
         (left, "relative_change", "relative change ‖ΔW‖ / ‖W‖"),
         (right, "effective_rank", "effective rank of ΔW, median"),
     ):
-        values = [roles[name][key] or 0.0 for name in names]
-        bars = axes.barh(names, values, color="#1f4e9a")
-        axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=3)
+        values = [role[key] for role in roles.values()]
+        bars = axes.barh(list(roles), [value or 0.0 for value in values], color="#1f4e9a")
+        axes.bar_label(bars, [figure(value) for value in values], padding=3)
         axes.set_title(title)
         axes.margins(x=0.2)
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="x", alpha=0.3)
     left.invert_yaxis()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    canvas.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from hilm.store import Store
     from hilm.store.reading import Progress
     from hilm.training.preflight import Finding
+
+ORIGIN = ("method", "base", "data", "config")
+"""What has to be the same where a run goes on."""
 
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "bitsandbytes", "hilm")
 
@@ -68,7 +72,7 @@ def fit(
     checked = preflight(method, config)
     config = checked.config
     if dry_run:
-        return {"findings": [finding.document() for finding in checked.findings], "plan": checked.plan}
+        return {"findings": [asdict(finding) for finding in checked.findings], "plan": checked.plan}
     check(checked.findings, force=force, tell=tell)
     run = Run(Path(config.out))
     begun = (run.folder / "run.json").exists()
@@ -93,7 +97,7 @@ def _origin(method: str, config: FitConfig) -> dict[str, Any]:
     return {
         "base": facts,
         "data": {"sources": source_digests(config.data), "rows_sha256": rows},
-        "versions": {name: metadata.version(name) for name in LIBRARIES if _installed(name)},
+        "versions": {d.name: d.version for d in metadata.distributions() if d.name in LIBRARIES},
         "command": f"hilm fit {method} config.yaml",
         "peft": config.peft.kind,
         "precision": config.train.precision,
@@ -102,21 +106,11 @@ def _origin(method: str, config: FitConfig) -> dict[str, Any]:
     }
 
 
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def _compare_origin(run: Run, method: str, config: FitConfig, facts: dict[str, Any], *, force: bool) -> None:
     """Refuse to go on with other settings, rows or weights than the run began with."""
-    before = {k: run.facts[k] for k in ("method", "base", "data")} | {"config": to_document(run.config)}
-    now = _flatten(
-        {"method": method, "config": to_document(config), "base": facts["base"], "data": facts["data"]}
-    )
-    before = _flatten(before)
+    begun = run.facts | {"config": to_document(run.config)}
+    asked = facts | {"method": method, "config": to_document(config)}
+    before, now = (_flatten({key: all_[key] for key in ORIGIN}) for all_ in (begun, asked))
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if differing and not force:
         raise InputError(

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from hilm.errors import InputError, UsageError
 from hilm.extras import require
+from hilm.training.methods import HEADS
 
 if TYPE_CHECKING:
     from os import PathLike
-
-MERGEABLE = ("LORA",)
 
 
 def merge(
@@ -34,7 +33,7 @@ def merge(
     """
     adapter, out = Path(adapter), Path(out)
     settings = read_adapter(adapter)
-    if settings.get("peft_type") not in MERGEABLE:
+    if settings.get("peft_type") != "LORA":
         raise InputError(
             f"{adapter} is {settings.get('peft_type')}: it changes no weights", hint="only LoRA can be merged"
         )
@@ -81,12 +80,7 @@ def apply(adapter: Path, base: str, settings: dict[str, Any]) -> Any:  # noqa: A
             f"{base} is quantised: merging into rounded weights loses what was learned",
             hint="merge into the model it was quantised from: --base",
         )
-    heads = {
-        "SEQ_CLS": "AutoModelForSequenceClassification",
-        "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-        "FEATURE_EXTRACTION": "AutoModelForMaskedLM",
-    }
-    head = getattr(transformers, heads.get(str(settings.get("task_type")), "AutoModelForCausalLM"))
+    head = getattr(transformers, HEADS.get(str(settings.get("task_type")), "AutoModelForCausalLM"))
     options: dict[str, Any] = {"num_labels": labels} if (labels := _labels(adapter)) else {}
     if not Path(base).exists():
         options["revision"] = settings.get("revision")

@@ -68,6 +68,9 @@ _SEQUENCES = Method(
 )
 _MASKED = replace(_PLAIN, head="AutoModelForMaskedLM", task="FEATURE_EXTRACTION")
 
+HEADS = {method.task: method.head for method in (*METHODS.values(), _SEQUENCES, _MASKED)}
+"""Task type that PEFT knows → class of transformers."""
+
 
 def find_method(name: str, config: Config | None = None) -> Method:
     """Look up a method, as it is for a model of this ``config.json``.

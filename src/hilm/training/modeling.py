@@ -59,6 +59,9 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
+        if Path(model.path).exists():
+            hint = "tokenizer.save_pretrained puts one beside the model"
+            raise InputError(f"{model.path} has no tokenizer that can be read", hint=hint) from error
         raise _absent(model, error) from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -106,7 +109,16 @@ def load_model(
         raise _absent(model, error) from error
     if device(config) == "cuda" and kind != "qlora":
         loaded = loaded.to("cuda")
+    if kind == "qlora" and not plain:
+        _release_file(loaded)
     return loaded
+
+
+def _release_file(model: PreTrainedModel) -> None:
+    """Copy what was not quantised: views of it keep every page of the file that was quantised mapped."""
+    for parameter in model.parameters():
+        if type(parameter) is torch.nn.Parameter:
+            parameter.data = parameter.data.clone()
 
 
 def _quantisation(config: FitConfig) -> transformers.BitsAndBytesConfig:

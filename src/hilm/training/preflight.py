@@ -50,10 +50,6 @@ class Finding:
     exit_code: int = 2
     forcible: bool = False
 
-    def document(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return {"id": self.id, "severity": self.severity, "message": self.message, "hint": self.hint}
-
 
 @dataclass(slots=True)
 class Checked:
@@ -288,17 +284,12 @@ def _rows(s: Situation) -> Iterator[Finding]:
         )
     texts = [text_of(row) for row in s.rows[:LOOK]]
     limit = s.config.train.max_length
-    if (
-        not s.method.rewarded
-        and s.name != "pretrain"
-        and (long := _too_long(s.tokenizer, texts, limit)) > 0.05
-    ):
-        yield Finding(
-            "E-LENGTH",
-            "warning",
-            f"{long:.1%} of the rows are cut at {limit} tokens",
-            "raise train.max_length",
-        )
+    cut = 0.0
+    if not s.method.rewarded and s.name != "pretrain":
+        cut = sum(length > limit for length in count_tokens(s.tokenizer, texts)) / len(texts)
+    if cut > 0.05:
+        message = f"{cut:.1%} of the rows are cut at {limit} tokens"
+        yield Finding("E-LENGTH", "warning", message, "raise train.max_length")
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -312,9 +303,9 @@ def text_of(row: dict[str, Any]) -> str:
     return "".join([*parts.values(), max(pair, key=len, default="")])
 
 
-def _too_long(tokenizer: Any, texts: list[str], limit: int) -> float:  # noqa: ANN401 - of transformers
-    lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
-    return sum(length > limit for length in lengths) / len(lengths)
+def count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:  # noqa: ANN401 - of transformers
+    """Tokens of each text."""
+    return [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
 
 
 def _labels(s: Situation) -> Iterator[Finding]:

@@ -216,6 +216,7 @@ def draw_loss(events: list[dict[str, Any]]) -> bytes:
     axes.plot(steps, losses, "o", color="#9db4d0", markersize=3, label="loss")
     axes.plot(steps, smooth, color="#1f4e9a", label="loss, smoothed")
     axes.set(xlabel="step", ylabel="loss")
+    axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     second = ("reward", "rewards/accuracies", "accuracy", "mean_token_accuracy", "eval_loss")
     name = next((name for name in second if any(e.get(name) is not None for e in events)), None)
