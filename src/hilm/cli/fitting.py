@@ -87,12 +87,19 @@ def _tell(finding: Finding) -> None:
 
 def _quieten() -> None:
     """Keep the libraries' own bars and reports off the screen."""
-    from hilm.extras import require  # noqa: PLC0415 only a run pays for it
+    import logging  # noqa: PLC0415 only a run pays for it
+    import warnings  # noqa: PLC0415 the same
 
+    from hilm.extras import require  # noqa: PLC0415 the same
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for kernels that no run here needs
+    warnings.filterwarnings(
+        "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+    )  # peft's use
     require("datasets").disable_progress_bars()
-    logging = require("transformers.utils.logging")
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    theirs = require("transformers.utils.logging")
+    theirs.disable_progress_bar()
+    theirs.set_verbosity_error()
 
 
 @click.command(cls=options.Command, examples=("hilm finish runs/support", "hilm finish runs/support --json"))

@@ -162,7 +162,8 @@ def _leave(run: Run, trainer: Any, digest: str) -> None:  # noqa: ANN401 - a Tra
     else:
         model.save_pretrained(run.result)
     trainer.processing_class.save_pretrained(run.result)
-    (run.result / "README.md").unlink(missing_ok=True)  # PEFT's names local folders
+    for home in (run.folder, run.result):
+        (home / "README.md").unlink(missing_ok=True)  # TRL's is not true, PEFT's names local folders
     run.facts |= {
         "steps": trainer.state.global_step,
         "tokens": trainer.state.num_input_tokens_seen,
