@@ -210,7 +210,7 @@ class Pages:
             model = self._choose("Model of the store", demo)
             method = gr.Dropdown(METHODS, label="Method")
             top = gr.Slider(1, 100, value=10, step=1, label="At most")
-            button = gr.Button("Search", variant="primary")
+            button = gr.Button("Search", variant="primary", scale=0, min_width=140)
         with gr.Accordion("Search with a file instead", open=False):
             upload = gr.File(label="A safetensors file of at most 10 MiB", file_types=[".safetensors"])
         shown = _html()
@@ -219,7 +219,9 @@ class Pages:
         def page(name: str, method: str, top: float) -> str:
             if not name:
                 return tag("p", "Choose a model to find its relatives by its weights.")
-            return show_relatives(views.view_relatives(self._store, name, method, int(top)), known=True)
+            return show_relatives(
+                self._store.search(views.known(self._store, name), method=method, top_k=int(top)), known=True
+            )
 
         @told
         def sent(place: str | None) -> str:
@@ -236,7 +238,7 @@ class Pages:
                 raise InputError(
                     "only safetensors files are read here", hint="hilm search reads other formats"
                 )
-            return views.view_upload(self._store, path)
+            return self._store.search(path)
         except HilmError as error:
             error.message = error.message.replace(str(path), path.name).replace(str(path.parent), "")
             raise
@@ -252,14 +254,15 @@ class Pages:
     def _diff(self, demo: Any) -> None:
         with gr.Row(equal_height=True):
             pair = [self._choose(label, demo) for label in ("From", "To")]
-            button = gr.Button("Compare", variant="primary")
+            button = gr.Button("Compare", variant="primary", scale=0, min_width=140)
         shown = _html()
 
         @told
         def page(a: str, b: str) -> str:
             if not (a and b):
                 return tag("p", "Choose two models to see where they part, layer by layer.")
-            return show_difference(views.view_difference(self._store, a, b))
+            names = (views.known(self._store, name) for name in (a, b))
+            return show_difference(a, b, hilm.diff(*names, store=self._store))
 
         button.click(page, pair, shown, api_name="diff")
         _on_load(demo, lambda a, b: (a or None, b or None, page(a, b)), [*pair, shown], "a", "b")
