@@ -107,7 +107,7 @@ def test_running_jobs_are_cancelled_by_mouse_and_keyboard(look, house, tmp_path)
                 button.focus()
                 look.wait_for_timeout(1200)  # the table is written anew meanwhile
                 look.keyboard.press("Enter")
-            look.locator(".badge.cancelled").nth(name == "two").wait_for()
+            look.locator(".badge.cancelled").nth(int(name == "two")).wait_for()
         look.get_by_role("link", name="Jobs").click()
         look.locator(".badge.cancelled").nth(1).wait_for()
         look.keep("jobs")
