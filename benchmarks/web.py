@@ -23,6 +23,7 @@ from catalogs import fill, template
 from harness import Gate, Result, main
 from playwright.sync_api import sync_playwright
 from processes import HILM
+from safetensors.numpy import load_file, save_file
 
 from hilm import Store
 
@@ -38,7 +39,7 @@ PAGES = {
     "search": ("/search?model=0-7", "table"),
     "lineage of one": ("/lineage?model=0-7", "svg.tree"),
     "lineage of all": ("/lineage", ".notice"),
-    "diff": ("/diff?a=0-7&b=0-8", "table"),
+    "diff": ("/diff?a=0-7&b=tuned", "table"),
     "parity": ("/parity", "p"),
     "jobs": ("/jobs", "p"),
 }
@@ -52,6 +53,15 @@ def serving(store: Path) -> Iterator[str]:
         document = "".join(iter(process.stdout.readline, "}\n")) + "}"
         yield json.loads(document)["address"].rstrip("/")
         process.terminate()
+
+
+def tune(model: Path, out: Path) -> None:
+    """Write the model of all entries with small changes."""
+    rng = np.random.default_rng(2)
+    tensors = load_file(model / "model.safetensors")
+    out.mkdir()
+    changed = {k: t + np.float32(1e-3) * rng.standard_normal(t.shape, np.float32) for k, t in tensors.items()}
+    save_file(changed, out / "model.safetensors")
 
 
 def show(page: Page, address: str, awaited: str) -> float:
@@ -68,6 +78,8 @@ def measure() -> Result:
         store.path.mkdir()
         store.make()
         fill(store.catalog, MODELS, np.random.default_rng(1), *template(Path(folder)))
+        tune(Path(folder) / "model", Path(folder) / "tuned")
+        store.index([Path(folder) / "tuned"], jobs=1)
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         with serving(store.path) as address:
             page = browser.new_page()

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
-from hilm.cli.main import main
+from hilm.cli.main import hilm, main
 from hilm.models.resnet_bk import PRESETS, create_resnet_bk_for_hf
 from tests.hub_server import ROLES
 from tests.tiny import bert_like, write_model
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "requirements.md"
 ROWS = re.findall(r"^\| `(\S+\.py [^`]*)` \| `hilm ([^`]*)` \|$", DOCUMENT.read_text(), re.MULTILINE)
-MODELS = ("bert-base-uncased", "gpt2", "roberta-base", "bert-large-uncased", "distilbert-base-uncased")
+MODELS = (
+    *("bert-base-uncased", "gpt2", "roberta-base", "bert-large-uncased", "distilbert-base-uncased"),
+    *("albert-base-v2", "gpt2-large", "bert-large"),
+)
+ROOT = DOCUMENT.parent.parent
+NAMED = sorted(set(re.findall(r"`([^`\n]+)`", DOCUMENT.read_text().partition("## Every promise")[2])))
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +36,36 @@ def folder(tmp_path_factory):
 
 
 def test_the_table_holds_the_documented_lines():
-    assert len(ROWS) == 21
+    assert len(ROWS) == 33
     flags = set(re.findall(r"--[\w-]+", " ".join(documented for documented, _ in ROWS)))
     promised = (
         "--models --max-params --search-similar --search-method --list-models --statistics --storage-dir "
         "--model --stream --chunk-size --layers --max-memory"
     )
     assert flags.issuperset(promised.split())
+
+
+@pytest.mark.parametrize("line", [name for name in NAMED if name.startswith("hilm ")])
+def test_commands_and_flags_are_there(line):
+    command, words = hilm, line.split()[1:]
+    while isinstance(command, click.Group):
+        command = command.get_command(click.Context(command), words.pop(0))
+    assert command is not None
+    flags = {flag for part in command.params for flag in (*part.opts, *part.secondary_opts)}
+    assert {word.replace("_", "-") for word in words if word.startswith("--")} <= flags
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if re.fullmatch(r"hilm(\.\w+)+", name)])
+def test_functions_are_there(name):
+    assert pkgutil.resolve_name(name)
+
+
+def test_files_are_there():
+    tests = [name for name in NAMED if re.fullmatch(r"(\w+/)*test_\w+", name)]
+    scripts = [name for name in NAMED if name.endswith(".py")]
+    assert len(tests) > 80
+    assert [n for n in tests if not (ROOT / "tests" / f"{n}.py").is_file()] == []
+    assert [n for n in scripts if not (ROOT / n).is_file()] == []
 
 
 @pytest.fixture

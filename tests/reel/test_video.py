@@ -11,7 +11,7 @@ import pytest
 
 from hilm.errors import InputError, UsageError
 from hilm.reel.preview import draw_tensor
-from hilm.reel.video import decode_preview, encode_preview
+from hilm.reel.video import LADDER, decode_preview, encode_preview
 
 CHAPTERS = [("embeddings", 0), ("layer 0", 2), ("layer 1", 5)]
 
@@ -114,7 +114,11 @@ def test_holds_one_frame_at_a_time():
 def test_a_budget_makes_it_coarser_then_smaller(video):
     coarser = encode_preview(make_frames(), budget_bytes=len(video) * 3 // 4)
     smaller = encode_preview(make_frames(), budget_bytes=len(coarser) // 2)
-    hopeless = encode_preview(iter(make_frames()), budget_bytes=1)
+    seen = []
+    hopeless = encode_preview(
+        iter(make_frames()), budget_bytes=1, again=lambda frame: seen.append(frame.shape) or frame
+    )
+    assert len(seen) == 7 * (len(LADDER) - 1)
     assert len(smaller) < len(coarser) < len(video)
     assert hopeless == smaller
     assert next(decode_preview(coarser)).shape == (576, 512)

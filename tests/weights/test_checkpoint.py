@@ -172,6 +172,20 @@ with open_checkpoint(sys.argv[1]) as checkpoint:
 """
 
 
+def test_every_pass_tells_the_watcher_how_far_it_is(tmp_path):
+    with open_checkpoint(write_model(tmp_path / "m", bert_like(1))) as checkpoint:
+        seen, total = [], sum(t.numel for t in checkpoint.stored.values())
+        checkpoint.watch = lambda *told: seen.append(told)
+        for _ in range(2):
+            assert [block.info.name for block in checkpoint.blocks(stored=True)] == [
+                name for *_, name in seen
+            ]
+            done = [number for number, _, _ in seen]
+            assert done == sorted(done)
+            assert seen[-1][:2] == (total, total)
+            seen.clear()
+
+
 def test_64_gib_take_no_more_memory_than_a_block(tmp_path):
     """A sparse file of one tensor: 2 GiB of it are streamed, its end is read, and a sample spread over it."""
     count = 32 << 30

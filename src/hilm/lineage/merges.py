@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hilm.lineage.search import Print
     from hilm.lineage.verdict import Verdict
 
+FACTS = frozenset({"identical", "subset", "dtype-cast"})  # hold whatever else is true of a merge
 NEAREST = 24  # relatives tried as parents: every two and every three of them
 MOST_PARENTS = 8
 LINEAR = 0.15  # distance from an average over that to the nearest parent, at most
@@ -239,7 +240,7 @@ def as_merge(
     judged: Verdict, child: str, merge: Merge, parents: Sequence[str], base: str | None = None
 ) -> Verdict:
     """The verdict on a model and one of its parents; facts about values stay as they are."""
-    if judged.relation in {"identical", "subset", "dtype-cast"}:
+    if judged.relation in FACTS:
         return judged
     details = judged.details | {"merge": details_of(merge, child, parents, base)}
     return replace(

@@ -33,9 +33,15 @@ def draw_front(checkpoint: Checkpoint, base: Base | None = None) -> tuple[bytes,
     owners = [t for t in checkpoint.stored.values() if t.alias_of is None]
     shown: list[Frame] = []
     budget = max(sum(t.nbytes for t in owners) // _SHARE, _LEAST)
-    video = encode_preview(
-        _draw_tensors(checkpoint, base, shown), fps=FPS, chapters=_chapters(owners), budget_bytes=budget
-    )
+    values = sum(t.numel for t in owners)
+
+    def again(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if checkpoint.watch is not None:
+            checkpoint.watch(0, values, "the film, coarser")
+        return frame
+
+    pictures, chapters = _draw_tensors(checkpoint, base, shown), _chapters(owners)
+    video = encode_preview(pictures, fps=FPS, chapters=chapters, budget_bytes=budget, again=again)
     return video, describe_front(video, shown)
 
 

@@ -24,7 +24,7 @@ from hilm.reel.carrier import CARRIERS, FPS, SIDE
 from hilm.reel.crc32c import crc32c
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -47,6 +47,7 @@ def encode_preview(
     chapters: Sequence[tuple[str, int]] | None = None,
     budget_bytes: int | None = None,
     comment: str = "",
+    again: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
 ) -> bytes:
     """Encode frames, one at a time, into an MP4 file.
 
@@ -59,6 +60,7 @@ def encode_preview(
         chapters: Title and first frame of each chapter, in increasing order.
         budget_bytes: Wanted size of the file; by default the first attempt is good.
         comment: What the file's metadata says of it.
+        again: Is given every frame that is encoded again, and returns it.
 
     Raises:
         UsageError: There are no frames, sizes are odd or differ, or chapters are not in order.
@@ -68,7 +70,7 @@ def encode_preview(
         video = _encode(frames, crf, step, fps, chapters or (), comment)
         if budget_bytes is None or len(video) <= budget_bytes:
             break
-        frames = decode_preview(video)
+        frames = map(again, decode_preview(video)) if again else decode_preview(video)
     return video
 
 

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from hilm.html import Document
 from hilm.lineage.comparison import compare
-from hilm.lineage.merges import NEAREST
+from hilm.lineage.merges import FACTS, NEAREST
 from hilm.lineage.verdict import Verdict, verdict
 from hilm.store.reading import no_progress
 from hilm.store.searching import search_store
@@ -77,7 +77,7 @@ def _as_parent(
     store: Store | None, a: str | PathLike[str], b: str | PathLike[str], judged: Verdict
 ) -> Verdict:
     """The verdict, with all parents if both are in the store and one was merged from the other and more."""
-    if store is None or not store.exists or judged.relation == "independent":
+    if store is None or not store.exists or judged.relation in {"independent", *FACTS}:
         return judged
     rows = [store.find(model) for model in (a, b)]
     for child, parent in ((0, 1), (1, 0)):

@@ -120,18 +120,14 @@ class Result:
         )
 
 
-def ignore(done: int, total: int, tensor: str) -> None:
-    """Report no progress."""
-
-
-def run_job(job: Job, tick: Tick = ignore) -> Result:
+def run_job(job: Job, tick: Tick | None = None) -> Result:
     """Read one model and do what the job says.
 
     The caller keeps BLAS to one thread, so that results do not depend on their number.
 
     Args:
         job: What to do.
-        tick: Called with the values done, the values in all and the tensor, after every block.
+        tick: `Checkpoint.watch`: a film is drawn in a pass of its own, before values are coded.
 
     Raises:
         HilmError: Whatever is wrong with the model, or with writing the reel.
@@ -139,8 +135,8 @@ def run_job(job: Job, tick: Tick = ignore) -> Result:
     started = time.perf_counter()
     archive = sample = None
     with open_checkpoint(job.path) as checkpoint:
-        work = FingerprintPass(checkpoint)
-        sinks = [work.update, _counter(checkpoint, tick)]
+        work, checkpoint.watch = FingerprintPass(checkpoint), tick
+        sinks = [work.update]
         if job.mode in {"archive", "small", "delta"}:
             archive = _write_reel(checkpoint, job, sinks)
             digests = archive.file_digests
@@ -151,17 +147,6 @@ def run_job(job: Job, tick: Tick = ignore) -> Result:
         row = describe(checkpoint, job.name, digests)
         fingerprint = work.finish().to_row(row["content_key"])
     return Result(job, row, fingerprint, archive, sample, time.perf_counter() - started)
-
-
-def _counter(checkpoint: Checkpoint, tick: Tick) -> Sink:
-    total, done = sum(t.numel for t in checkpoint.tensors.values() if t.alias_of is None), 0
-
-    def count(block: Block) -> None:
-        nonlocal done
-        done += block.stop - block.start
-        tick(done, total, block.info.name)
-
-    return count
 
 
 def _read(checkpoint: Checkpoint, threads: int, sinks: Sequence[Sink]) -> tuple[bytes, ...]:

@@ -19,7 +19,7 @@ from hilm.extras import require
 from hilm.html import Markup, join, tag
 from hilm.web import views
 from hilm.web.access import UPLOAD
-from hilm.web.jobs import MODES, Jobs
+from hilm.web.jobs import MODES, Job, Jobs
 from hilm.web.pages.common import notice
 from hilm.web.pages.diff import show_difference
 from hilm.web.pages.jobs import show_jobs
@@ -40,11 +40,18 @@ MAIN = "Library"
 METHODS = ["hybrid", "hierarchical", "features"]
 
 # A button of a job's row makes an event of the whole table. The table is written anew all the time, also
-# between press and release, which then make no click: pressing is enough.
-CANCEL = """for (const kind of ['pointerdown', 'click']) element.addEventListener(kind, event => {
+# between press and release, which then make no click: pressing is enough. A button that had the focus gets
+# it back.
+CANCEL = """let focused
+for (const kind of ['pointerdown', 'click']) element.addEventListener(kind, event => {
   const button = event.target.closest('[data-job]')
   if (button) trigger('click', {job: Number(button.dataset.job)})
-})"""
+})
+document.addEventListener('focusin', event => { focused = event.target.dataset.job })
+new MutationObserver(() => {
+  if (focused && document.activeElement === document.body)
+    element.querySelector(`[data-job="${focused}"]`)?.focus()
+}).observe(element, {childList: true, subtree: true})"""
 
 
 def mount(server: Any, path: Path, jobs: Jobs | None) -> Any:
@@ -114,7 +121,7 @@ class Pages:
 
     def _library(self, demo: Any) -> None:
         if self._jobs is not None:
-            adding = self._adding(self._jobs)
+            table = self._adding(self._jobs)
         with gr.Row():
             needle = gr.Textbox(label="Filter", placeholder="part of a name, or a kind of reel")
             order = gr.Dropdown(list(views.SORTS), value="name", label="Sort by")
@@ -124,9 +131,9 @@ class Pages:
         for control in (needle, order):
             control.change(listing, [needle, order], shown, show_progress="hidden", api_name=False)
         if self._jobs is not None:
-            self._watch(demo, self._jobs, *adding, listing, [needle, order], [shown])
+            self._watch(demo, self._jobs, table, listing, [needle, order], [shown])
 
-    def _adding(self, jobs: Jobs) -> tuple[Any, Any]:
+    def _adding(self, jobs: Jobs) -> Any:
         """Controls that start a job; what happens is told in the table below them."""
         with gr.Row(equal_height=True):
             model = gr.Textbox(
@@ -142,7 +149,7 @@ class Pages:
                 scale=2,
             )
             button = gr.Button("Add", variant="primary", scale=1, min_width=120)
-        problem, table, timer = _html(), _html(CANCEL), gr.Timer(0.5, active=False)
+        problem, table = _html(), _html(CANCEL)
 
         @told
         def problem_of(model: str, mode: str) -> str:
@@ -150,53 +157,43 @@ class Pages:
             return ""
 
         def start(model: str, mode: str) -> tuple[Any, ...]:
-            return problem_of(model, mode), self._table(jobs), gr.Timer(active=True)
+            return problem_of(model, mode), told(show_jobs)(jobs.list())
 
         for event in (button.click, model.submit):
-            event(
-                start,
-                [model, mode],
-                [problem, table, timer],
-                api_name="add" if event == button.click else False,
-            )
-        return table, timer
+            name = "add" if event == button.click else False
+            event(start, [model, mode], [problem, table], api_name=name)
+        return table
 
     def _running(self, demo: Any) -> None:
         gr.Markdown("# Models being added")
         assert self._jobs is not None  # noqa: S101 - build asks
-        self._watch(demo, self._jobs, _html(CANCEL), gr.Timer(0.5, active=False))
-
-    def _table(self, jobs: Jobs) -> str:
-        return told(show_jobs)(jobs.list())
+        self._watch(demo, self._jobs, _html(CANCEL))
 
     def _watch(
         self,
         demo: Any,
         jobs: Jobs,
         table: Any,
-        timer: Any,
         listing: Callable[..., str] = str,
         asked: Sequence[Any] = (),
         shown: Sequence[Any] = (),
     ) -> None:
         """Keep the table of jobs up to date; when one has ended, the listing too."""
-        ended = gr.State(0)
+        seen = gr.State(None)
 
-        def tick(before: int, *asked: str) -> tuple[Any, ...]:
-            now = sum(not job.active for job in jobs.list())
-            active = any(job.active for job in jobs.list())
-            news = [listing(*asked) if now != before else gr.skip() for _ in shown]
-            return self._table(jobs), gr.Timer(active=active), now, *news
+        def tick(before: Sequence[Job] | None, *asked: str) -> tuple[Any, ...]:
+            now = jobs.list()
+            ended, known = ([job.number for job in kept if not job.active] for kept in (now, before or ()))
+            news = [listing(*asked) if ended != known else gr.skip() for _ in shown]
+            return told(show_jobs)(now) if now != before else gr.skip(), now, *news
 
         def cancel(event: gr.EventData) -> str:
             jobs.cancel(int(event.job))
-            return self._table(jobs)
+            return told(show_jobs)(jobs.list())
 
         cancel.__annotations__["event"] = gr.EventData  # it is looked for by its type, not by its name
-        for event in (demo.load, timer.tick):
-            event(
-                tick, [ended, *asked], [table, timer, ended, *shown], show_progress="hidden", api_name=False
-            )
+        for event in (demo.load, gr.Timer(0.5).tick):
+            event(tick, [seen, *asked], [table, seen, *shown], show_progress="hidden", api_name=False)
         table.click(cancel, None, table, show_progress="hidden", api_name=False)
 
     def _model(self, demo: Any) -> None:
@@ -213,7 +210,7 @@ class Pages:
             model = self._choose("Model of the store", demo)
             method = gr.Dropdown(METHODS, label="Method")
             top = gr.Slider(1, 100, value=10, step=1, label="At most")
-            button = gr.Button("Search", variant="primary")
+            button = gr.Button("Search", variant="primary", scale=0, min_width=140)
         with gr.Accordion("Search with a file instead", open=False):
             upload = gr.File(label="A safetensors file of at most 10 MiB", file_types=[".safetensors"])
         shown = _html()
@@ -222,7 +219,9 @@ class Pages:
         def page(name: str, method: str, top: float) -> str:
             if not name:
                 return tag("p", "Choose a model to find its relatives by its weights.")
-            return show_relatives(views.view_relatives(self._store, name, method, int(top)), known=True)
+            return show_relatives(
+                self._store.search(views.known(self._store, name), method=method, top_k=int(top)), known=True
+            )
 
         @told
         def sent(place: str | None) -> str:
@@ -239,7 +238,7 @@ class Pages:
                 raise InputError(
                     "only safetensors files are read here", hint="hilm search reads other formats"
                 )
-            return views.view_upload(self._store, path)
+            return self._store.search(path)
         except HilmError as error:
             error.message = error.message.replace(str(path), path.name).replace(str(path.parent), "")
             raise
@@ -255,14 +254,15 @@ class Pages:
     def _diff(self, demo: Any) -> None:
         with gr.Row(equal_height=True):
             pair = [self._choose(label, demo) for label in ("From", "To")]
-            button = gr.Button("Compare", variant="primary")
+            button = gr.Button("Compare", variant="primary", scale=0, min_width=140)
         shown = _html()
 
         @told
         def page(a: str, b: str) -> str:
             if not (a and b):
                 return tag("p", "Choose two models to see where they part, layer by layer.")
-            return show_difference(views.view_difference(self._store, a, b))
+            names = (views.known(self._store, name) for name in (a, b))
+            return show_difference(a, b, hilm.diff(*names, store=self._store))
 
         button.click(page, pair, shown, api_name="diff")
         _on_load(demo, lambda a, b: (a or None, b or None, page(a, b)), [*pair, shown], "a", "b")

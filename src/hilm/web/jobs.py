@@ -29,8 +29,9 @@ class Job:
         model: What was asked for.
         mode: ``archive``, ``small`` or ``index``.
         state: ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
-        values: Values read so far.
-        total: Values in all; 0 before that is known.
+        values: Values read so far in this pass.
+        total: Values of a pass; 0 before that is known.
+        passes: Passes that ended: a film is drawn in one of its own, before the one that codes values.
         layer: Tensor that was read last.
         memory: Resident bytes of the server when it was last heard of.
         seconds: Of work so far.
@@ -44,6 +45,7 @@ class Job:
     state: str = "waiting"
     values: int = 0
     total: int = 0
+    passes: int = 0
     layer: str = ""
     memory: int = 0
     seconds: float = 0.0
@@ -115,7 +117,11 @@ class Jobs:
             if stop.is_set():
                 raise Cancelled("cancelled on request")
             memory, seconds = process.memory_info().rss, time.monotonic() - started
-            self._update(number, values=done, total=total, layer=layer, memory=memory, seconds=seconds)
+            before = self._jobs[number]
+            passes = before.passes + (done < before.values)
+            self._update(
+                number, values=done, total=total, passes=passes, layer=layer, memory=memory, seconds=seconds
+            )
 
         if stop.is_set():
             self._update(number, state="cancelled")

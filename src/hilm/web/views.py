@@ -10,7 +10,6 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import hilm
 from hilm.errors import InputError, NetworkError, UsageError
 from hilm.lineage.picture import MAX_ROWS, lay_out
 from hilm.store.films import open_place, shapes_of
@@ -127,20 +126,6 @@ def origin(uri: str) -> str:
     return uri if is_remote(uri) else os.path.basename(uri.rstrip("/"))  # noqa: PTH119 - may be no path
 
 
-def view_relatives(store: Store, name: str, method: str, top_k: int) -> dict[str, Any]:
-    """``Store.search`` for a model of the store."""
-    return store.search(known(store, name), method=method, top_k=top_k)
-
-
-def view_upload(store: Store, upload: Path) -> dict[str, Any]:
-    """``Store.search`` for a file that was sent.
-
-    Raises:
-        InputError: It is no checkpoint.
-    """
-    return store.search(upload)
-
-
 @dataclass(frozen=True, slots=True)
 class Family:
     """Trees of descent, line by line, and how many models did not fit the page."""
@@ -168,20 +153,6 @@ def view_family(store: Store, name: str = "") -> Family:
     lines = lay_out(nodes, found["edges"])
     hints = tuple(hint["sentence"] for hint in found["hints"][:SHOWN])
     return Family(tuple(lines[:MAX_ROWS]), max(0, len(lines) - MAX_ROWS), hints)
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """``hilm.diff`` of two models, tensors in their order."""
-
-    a: str
-    b: str
-    found: dict[str, Any]
-
-
-def view_difference(store: Store, a: str, b: str) -> Difference:
-    """Compare two models of the store, value by value."""
-    return Difference(a, b, hilm.diff(known(store, a), known(store, b), store=store))
 
 
 def list_reports(store: Store) -> tuple[str, ...]:

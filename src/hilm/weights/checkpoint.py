@@ -29,7 +29,7 @@ from hilm.weights.tensor_table import merge_listings
 from hilm.weights.weight_files import MAX_CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -76,6 +76,7 @@ class Checkpoint:
         tensors: The same, packed weights as one decoded tensor each; ``stored`` itself without any.
         metadata: Text pairs stored beside the tensors.
         notes: Irregularities that were tolerated.
+        watch: Called after every block of every pass: values of that pass delivered, all of it, the tensor.
     """
 
     def __init__(self, location: Location) -> None:
@@ -100,6 +101,7 @@ class Checkpoint:
         )
         self.metadata = {key: text for listing in listings for key, text in listing.metadata.items()}
         self.notes = (*notes, *packed)
+        self.watch: Callable[[int, int, str], None] | None = None
 
     def _repr_html_(self) -> str:
         told = {
@@ -250,7 +252,12 @@ class Checkpoint:
         ]
         for info in () if everything else wanted:
             info.require_values()
-        yield from read_blocks(self._announce(wanted), poison=poison)
+        done, total = 0, sum(info.numel for info in wanted)
+        for block in read_blocks(self._announce(wanted), poison=poison):
+            yield block
+            done += block.stop - block.start
+            if self.watch is not None:
+                self.watch(done, total, block.info.name)
         self.check_unchanged()
 
     def _announce(self, wanted: Iterable[TensorInfo]) -> Iterator[tuple[TensorInfo, Reader]]:

@@ -12,16 +12,13 @@ from hilm.web.views import SHOWN
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hilm.web.views import Difference
 
-
-def show_difference(compared: Difference) -> Markup:
+def show_difference(a: str, b: str, found: Mapping[str, Any]) -> Markup:
     """The verdict, then every pair of tensors in their order; a longer bar differs more."""
-    found = compared.found
     pairs = found["tensors"]
     same = sum(pair["identical"] for pair in pairs)
     most = max((pair["rel_l2"] or 0.0 for pair in pairs), default=0.0)
-    title = tag("h2", model_link(compared.a), " and ", model_link(compared.b))
+    title = tag("h2", model_link(a), " and ", model_link(b))
     parts = [
         title,
         tag("p", badge(found["relation"]), f" p-value {chance(found['p_value'])}. ", found["sentence"]),
@@ -33,7 +30,7 @@ def show_difference(compared: Difference) -> Markup:
     ]
     if len(pairs) > SHOWN:
         parts.append(tag("p", f"{len(pairs) - SHOWN:,} more tensors: hilm diff A B --json lists all."))
-    for side, name in (("only_a", compared.a), ("only_b", compared.b)):
+    for side, name in (("only_a", a), ("only_b", b)):
         if found[side]:
             names = ", ".join(found[side][:SHOWN])
             parts.append(

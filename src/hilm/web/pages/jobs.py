@@ -18,22 +18,13 @@ def show_jobs(jobs: Sequence[Job]) -> Markup:
     """One row a job, the newest first; a running one has a button that stops it."""
     if not jobs:
         return tag("p", "Nothing is being added.", class_="faint")
-    columns = [
-        "model",
-        "mode",
-        "state",
-        "progress",
-        ">values/s",
-        ">memory of the server",
-        ">time",
-        "layer",
-        "",
-    ]
+    columns = ["model", "mode", "state", "progress", ">values/s", ">server memory", ">time", "layer", ""]
     return tag("div", table(columns, [_row(job) for job in jobs]), role="status")
 
 
 def _row(job: Job) -> list[str]:
-    rate = count(round(job.values / job.seconds)) if job.seconds and job.values else ""
+    read = job.passes * job.total + job.values
+    rate = count(round(read / job.seconds)) if job.seconds and read else ""
     button = tag("button", "Cancel", type="button", data_job=job.number, aria_label=f"Cancel {job.model}")
     return [
         model_link(job.name) if job.name else job.model,
@@ -49,6 +40,6 @@ def _row(job: Job) -> list[str]:
 
 
 def _progress(job: Job) -> str:
-    if job.total:
-        return bar(job.values / job.total, share(job.values, job.total))
-    return "drawing its film" if job.state == "running" and job.mode != "index" else ""
+    if not job.total:
+        return ""
+    return bar(job.values / job.total, f"{share(job.values, job.total)} of pass {job.passes + 1}")

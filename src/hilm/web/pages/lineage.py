@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hilm.lineage.picture import Line
     from hilm.web.views import Family
 
-ROW, STEP, MARGIN, LETTER, NOTE = 34, 36, 16, 8.6, 7.4  # pixels; letters are about that wide
+ROW, STEP, MARGIN, LETTER, NOTE = 34, 36, 16, 9.1, 7.4  # pixels; letters are about that wide
 
 
 def show_family(found: Family, name: str) -> Markup:
