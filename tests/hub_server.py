@@ -1,7 +1,8 @@
 """A small Hub over HTTP for the unmodified huggingface_hub client: commits, large files, faults, a log.
 
 Repositories live in memory, each a chain of commits. Weight files are large (LFS): they are sent to and from
-another host name, with signed URLs, as on the real Hub. Xet is not here: the client is told not to use it.
+another host name, with signed URLs, as on the real Hub; or, with ``HubServer(xet=FOLDER)``, by the Xet client.
+What is known of uploads by Xet is in xet_store.py; one process must hold client and server for that.
 
     with HubServer() as hub:
         hub.add("org/model", {"config.json": b"{}"})
@@ -25,6 +26,8 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from tests.xet_store import XetStore
 
 GOOD = "hf_goodTokenOfTheTests0001"
 READ = "hf_readTokenOfTheTests0002"
@@ -115,7 +118,8 @@ class Repository:
 class HubServer:
     """``repositories``: (type, id) → Repository, type being models, datasets or spaces."""
 
-    def __init__(self) -> None:
+    def __init__(self, xet: Path | None = None) -> None:
+        self.xet = XetStore(xet) if xet else None
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.moved: dict[tuple[str, str], str] = {}  # former id → id
         self.objects: dict[str, bytes] = {}
@@ -168,7 +172,7 @@ class HubServer:
         """Variables under which a child process sees this Hub and no other."""
         return {
             "HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": token,
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_XET": "0" if self.xet else "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "TRANSFORMERS_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "no_proxy": "127.0.0.1,localhost",
         }  # fmt: skip
 
@@ -180,7 +184,7 @@ class HubServer:
             monkeypatch.delenv(name, raising=False)
         known = {"ENDPOINT": self.endpoint,
                  "HUGGINGFACE_CO_URL_TEMPLATE": self.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-                 "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HOME": str(home),
+                 "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": self.xet is None, "HF_HOME": str(home),
                  "HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token"),
                  "HF_STORED_TOKENS_PATH": str(home / "stored_tokens")}  # fmt: skip
         for name, value in known.items():
@@ -275,6 +279,19 @@ class HubServer:
         asked = json.loads(body)
         return Reply(200 if len(self.objects.get(asked["oid"], b"")) == asked["size"] else 404)
 
+    def xet_token(self, query, body, role, kind, repo_id, need):
+        repository = self.find(kind, repo_id, role, write=need == "write")
+        if isinstance(repository, Reply) or not self.xet:
+            return repository if self.xet else Reply(404)
+        document, headers = self.xet.sign_in()
+        return replace(reply(document), headers=headers)
+
+    def has(self, oid: str, size: int) -> bool:
+        """Whether a large file was uploaded; one that came by Xet is read, so that all ways lead to it."""
+        if self.xet and oid not in self.objects and (found := self.xet.hashes().get(oid)):
+            self.objects[oid] = self.xet.read(found, size)
+        return oid in self.objects
+
     def commit(self, query, body, role, kind, repo_id, revision):
         repository = self.find(kind, repo_id, role, write=True)
         if isinstance(repository, Reply):
@@ -293,7 +310,7 @@ class HubServer:
             match line["key"]:
                 case "file":
                     files[value["path"]] = base64.b64decode(value["content"])
-                case "lfsFile" if value["oid"] not in self.objects:
+                case "lfsFile" if not self.has(value["oid"], value["size"]):
                     return Reply(400, b'{"error": "a large file was not uploaded"}')
                 case "lfsFile":
                     files[value["path"]] = self.objects[value["oid"]]
@@ -369,21 +386,28 @@ class HubServer:
         repository = self.find(kind or "models", repo_id, role)
         if isinstance(repository, Reply):
             return redirected(repository, prefix, f"/resolve/{revision}/{path}")
-        found, path = repository.at(unquote(revision)), unquote(path)
-        if found is None:
+        at, path = repository.at(unquote(revision)), unquote(path)
+        if at is None:
             return error("RevisionNotFound")
         if repository.gated:
             return error("GatedRepo", 403 if role else 401)
-        headers = {"X-Repo-Commit": found[0], "Accept-Ranges": "bytes"}
-        if path not in found[1]:
+        headers = {"X-Repo-Commit": at[0], "Accept-Ranges": "bytes"}
+        if path not in at[1]:
             return Reply(
                 404, headers=headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "no such file"}
             )
-        content = found[1][path]
+        content = at[1][path]
         if not is_large(path, content):
             return Reply(200, content, headers | {"ETag": f'"{git_id(content)}"'})
         self.objects[sha256(content)] = content
         linked = {"X-Linked-Etag": f'"{sha256(content)}"', "X-Linked-Size": str(len(content))}
+        if self.xet and (found := self.xet.hashes().get(sha256(content))):
+            token = f"{self.endpoint}/api/{kind or 'models'}/{repo_id}/xet-read-token/{revision}"
+            linked |= {
+                "X-Xet-Hash": found,
+                "X-Xet-Refresh-Route": token,
+                "Link": f'<{token}>; rel="xet-auth"',
+            }
         return Reply(302, b"", headers | linked | {"Location": self.cdn(f"/lfs/{sha256(content)}")})
 
     def download(self, query, body, role, oid):
@@ -429,6 +453,7 @@ ROUTES = [
     ("PUT", "/lfs/([0-9a-f]{64})", HubServer.store),
     ("GET", "/lfs/([0-9a-f]{64})", HubServer.download),
     ("POST", f"/{ID}/lfs-verify", HubServer.verify),
+    ("GET", f"/api/{KINDS}/{ID}/xet-(read|write)-token/.+", HubServer.xet_token),
     ("POST", f"/api/{KINDS}/{ID}/commit/(.+)", HubServer.commit),
     ("POST", f"/api/{KINDS}/{ID}/paths-info/(.+)", HubServer.paths),
     ("GET", f"/api/{KINDS}/{ID}/tree/([^/]+)(/(.+))?", HubServer.tree),

@@ -19,6 +19,7 @@ from tests.hub_server import GOOD, READ, HubServer
 from tests.servers import forget_connections
 from tests.ship.cards import CONFIG, TENSORS, adapter, good
 from tests.tiny import write_model
+from tests.xet_store import XetStore
 
 
 def digests(folder):
@@ -55,6 +56,26 @@ def test_what_is_pushed_comes_back(online, tmp_path, make):
     again = push(folder, "someone/it")
     assert (again["pushed"], again["bytes"], len(online.writes())) == (0, 0, uploads)
     assert again["commit"] == done["commit"]
+
+
+def test_xet_carries_it_both_ways(online, tmp_path, monkeypatch):
+    """The unmodified client with hf-xet: chunks go to its store and come from there, none over the LFS way."""
+    online.xet = XetStore(tmp_path / "chunks")
+    online.reach(monkeypatch, tmp_path / "home", GOOD)
+    weights = np.random.default_rng(1).normal(size=(400, 500)).astype(np.float32)
+    folder = good(tmp_path / "it", "someone/it", shards=3, tensors=TENSORS | {"lm_head.weight": weights})
+    done = push(folder, "someone/it")
+    back = pull("someone/it", tmp_path / "back")
+    assert digests(tmp_path / "back") == digests(folder)
+    assert done["commit"] == back["commit"]
+    assert len(online.xet.hashes()) == 3
+    paths = [request.path for request in online.log]
+    assert not any("/lfs/" in path or "info/lfs" in path for path in paths)
+    assert {kind for kind in ("read", "write") if any(f"xet-{kind}-token" in path for path in paths)} == {
+        "read",
+        "write",
+    }
+    assert (push(folder, "someone/it")["pushed"], GOOD in repr(online.log)) == (0, False)
 
 
 def test_a_change_sends_only_what_changed(online, tmp_path):
