@@ -14,7 +14,7 @@ VERIFIED, DIGESTED = 1 << 31, 1 << 30
 
 
 class XetStore:
-    """The store, and what the Hub must know of it: the Xet hash of a file of which it was told the SHA-256."""
+    """The store, and what the Hub must know of it: the Xet hashes of files of which it is told SHA-256."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

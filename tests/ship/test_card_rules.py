@@ -128,6 +128,7 @@ DEFECTS = {
     "C10 infinite": metric(value=".inf"),
     "C10 data set": metric(dataset="{type: a/b}"),
     "C10 name": metric(name="''"),
+    "C10 results": add("model-index:\n- name: m\n  results: 5"),
     "C12 placeholder": body("[More Information Needed]"),
     "C12 title": body("# Model Card for Model ID"),
     "C12 generator": body("<!-- generated -->"),

@@ -59,7 +59,7 @@ def test_what_is_pushed_comes_back(online, tmp_path, make):
 
 
 def test_xet_carries_it_both_ways(online, tmp_path, monkeypatch):
-    """The unmodified client with hf-xet: chunks go to its store and come from there, none over the LFS way."""
+    """The unmodified client with hf-xet: chunks go to its store and come from it, none by LFS."""
     online.xet = XetStore(tmp_path / "chunks")
     online.reach(monkeypatch, tmp_path / "home", GOOD)
     weights = np.random.default_rng(1).normal(size=(400, 500)).astype(np.float32)
@@ -137,6 +137,17 @@ def test_a_card_with_errors_is_refused_unless_forced(online, tmp_path):
     (folder / "notes.txt").write_text("AKIA0123456789ABCDEF")
     with pytest.raises(errors.InputError, match="C14"):
         push(folder, "someone/it", force=True)
+
+
+@pytest.mark.parametrize("waived", [{"check_card": False}, {"force": True}])
+def test_secrets_are_never_waived(online, tmp_path, waived):
+    folder = good(tmp_path / "it", "someone/it")
+    with (folder / "README.md").open("a") as card:
+        card.write("\n[More Information Needed]\n")
+    push(folder, "someone/it", **waived)
+    (folder / "notes.txt").write_text("AKIA0123456789ABCDEF")
+    with pytest.raises(errors.InputError, match="C14"):
+        push(folder, "someone/it", **waived)
 
 
 def test_a_missing_card_is_written(online, tmp_path):
