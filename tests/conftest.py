@@ -6,6 +6,9 @@ import time
 from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # tiny models: threads that wait for one another cost ten times as much
 os.environ["HILM_POISON"] = "1"  # buffers are overwritten before they are reused, in child processes too
 
 import pytest

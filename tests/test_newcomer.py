@@ -48,7 +48,7 @@ def test_the_quick_start_works_outside_of_the_source(installed, tmp_path):
     page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for language, text in re.findall(r"```(python|console)\n(.*?)```", page, re.DOTALL):
         if language == "python":
-            subprocess.run([installed / "python", "-c", text], cwd=tmp_path, check=True)
+            subprocess.run([installed / "python", "-c", text], cwd=tmp_path, env={}, check=True)
         for line in re.findall(r"^\$ (hilm .*)$", text, re.MULTILINE):
             words = [installed / "hilm", *shlex.split(line, comments=True)[1:]]
             environment = {"HILM_HOME": str(tmp_path / "home"), "PATH": str(installed)}
@@ -62,6 +62,11 @@ def test_the_quick_start_works_outside_of_the_source(installed, tmp_path):
 def test_what_is_imported_is_what_was_installed(installed, tmp_path):
     show = "import hilm, hilm.reel.decoder; print(hilm.__file__)"
     home = subprocess.run(
-        [installed / "python", "-c", show], cwd=tmp_path, check=True, capture_output=True, text=True
+        [installed / "python", "-P", "-c", show],
+        cwd=tmp_path,
+        env={},
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert Path(home.stdout.strip()).is_relative_to(installed.parent)

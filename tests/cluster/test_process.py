@@ -17,17 +17,26 @@ from hilm.errors import HilmError
 from tests.cluster import jobs
 
 
+def children():
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
 @pytest.fixture(scope="module")
-def pool():
+def before():
+    """Processes that other tests have started."""
+    return children()
+
+
+@pytest.fixture(scope="module")
+def pool(before):
     with ProcessExecutor(2) as executor:
         yield executor
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left(pool):
+def _nothing_is_left(pool, before):
     yield
-    children = {child.pid for child in psutil.Process().children(recursive=True)}
-    assert children == {worker.process.pid for worker in pool._idle}
+    assert children() - before == {worker.process.pid for worker in pool._idle}
 
 
 def tasks(*payloads):

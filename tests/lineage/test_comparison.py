@@ -198,7 +198,7 @@ def test_quantised(judge):
     _, result = judge(BASE, int8(BASE))
     assert result.relation == "quantized"
     assert result.details["quantization"] == {"model": "other", "of": "base", "bits": 8, "group": "row"}
-    assert "other is derived from base" in result.sentence
+    assert "other is base or a near relative" in result.sentence
 
 
 def test_pruned(judge):

@@ -65,29 +65,10 @@ def test_two_merges_of_the_same_parents_do_not_explain_each_other(family):
     assert (found.kind, names) == ("linear", {"m0", "m1", "m2"})
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_parents_of_ties_without_weights(family, count):
-    parents, tasks, _, _ = family
-    found, names = parents(ties(BASE, *tasks[:count]))
-    assert (found.kind, names, found.weights) == ("nonlinear", {f"m{k}" for k in range(count)}, None)
-    assert 0.3 < found.residual < 0.75
-
-
-def test_a_merge_trained_further_has_no_weights(family):
+def test_what_is_no_average_has_no_parents_by_fingerprints_alone(family):
     parents, tasks, models, _ = family
-    further = plus(average((0.5, models["m0"]), (0.5, models["m1"])), (0.3, tasks[6]))
-    found, names = parents(further)
-    assert (found.kind, names) == ("nonlinear", {"m0", "m1"})
-
-
-def test_four_models_alone_do_not_tell_which_is_the_merge(tmp_path):
-    tasks = [task(BASE, 10 + k, shared=99, share=0.4) for k in range(2)]
-    first, second = (plus(BASE, (1, t)) for t in tasks)
-    later = plus(first, (0.5, task(BASE, 12, shared=99, share=0.4)))
-    for fourth in (ties(BASE, *tasks), later):
-        four = Prints(tmp_path)(base=BASE, first=first, second=second, fourth=fourth)
-        for child in four:
-            assert find_parents(child, [p for p in four if p is not child]) is None
+    assert parents(ties(BASE, *tasks[:2]))[0] is None
+    assert parents(plus(average((0.5, models["m0"]), (0.5, models["m1"])), (0.3, tasks[6])))[0] is None
 
 
 def test_what_is_no_merge(family):

@@ -54,7 +54,7 @@ def advised(document: Document) -> str:
 @click.pass_context
 def doctor(context: click.Context, storage_dir: Path | None, *, offline: bool) -> None:
     """Say what is installed here, and what does not fit together; exit 3 if something does not."""
-    folder = storage_dir or require("hilm.store.store").default_path()
+    folder = require("hilm.store.store").local_folder(storage_dir)
     document = require("hilm.inference.machine").examine(folder, offline=offline)
     output.emit(document, examined)
     context.exit(0 if document["ok"] else 3)

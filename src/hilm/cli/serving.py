@@ -70,6 +70,7 @@ def serve(
         output.emit({"user": add_user, "file": auth_file}, lambda _: f"{clean(add_user)} may come in now")
         return
     store = hilm.Store(storage_dir)
+    store.require_folder()
     if export_space is not None:
         from hilm.web.space import export_space as export  # noqa: PLC0415 the same
 

@@ -1,8 +1,10 @@
 """The catalog: which models are known, their fingerprints, their reels (LanceDB).
 
-One process writes at a time, under an advisory lock that the operating system frees when the process dies.
-Every table commit is atomic, and a model's own row is written last: seeing it means that everything it
-refers to is there. Readers take no lock and never write.
+In a folder one process writes at a time, under an advisory lock that the operating system frees when the
+process dies. An object store has no such lock: there commits that collide are tried again, and fingerprints
+are never deleted, for another writer may be about to refer to them. Every table commit is atomic, and a
+model's own row is written last: seeing it means that everything it refers to is there. Readers take no lock
+and never write.
 """
 
 from __future__ import annotations
@@ -13,24 +15,19 @@ import os
 import shutil
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
-from hilm.errors import (
-    CatalogBusy,
-    CatalogError,
-    CatalogSchemaError,
-    HilmError,
-    NotAStore,
-    UnknownModel,
-)
+from hilm.errors import CatalogBusy, CatalogConflict, CatalogSchemaError, NotAStore, UnknownModel
+from hilm.lineage.database import connect, insist, make_tables, open_address, translated
 from hilm.lineage.schema import SCHEMA_VERSION, TABLES, to_arrow
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     import pyarrow as pa
 
@@ -38,6 +35,7 @@ if TYPE_CHECKING:
 
 COMPACT_FRAGMENTS = 64  # each commit adds one, and compaction rewrites them all
 KEEP_VERSIONS = timedelta(hours=1)  # a reader pins a version for seconds
+T = TypeVar("T")
 Scalar: TypeAlias = bytes | int | str
 Where: TypeAlias = "Mapping[str, Scalar | Collection[Scalar]]"
 
@@ -51,31 +49,32 @@ class Catalog:
     """An open catalog; cheap to make, safe to keep, one per process is enough.
 
     Attributes:
-        root: Folder of the catalog.
+        root: Folder of the catalog, or its address on an object store.
         id: Random name given at creation; caches are kept under it.
     """
 
-    def __init__(self, root: Path, identity: str, lock_timeout: float) -> None:
-        import lancedb  # noqa: PLC0415 - over a second to import: only what opens a catalog pays for it
-
+    def __init__(self, root: Path | str, identity: str, lock_timeout: float) -> None:
         self.root = root
         self.id = identity
         self._lock_timeout = lock_timeout
-        self._database = lancedb.connect(str(root), read_consistency_interval=timedelta(0))
+        self._database = connect(root)
 
     @classmethod
-    def open(cls, root: Path, *, create: bool, lock_timeout: float = 60.0) -> Self:
+    def open(cls, root: Path | str, *, create: bool, lock_timeout: float = 60.0) -> Self:
         """Open the catalog in ``root``; with ``create`` make one where nothing is yet.
 
         Args:
-            root: Folder of the catalog.
+            root: Folder of the catalog; as text its address on an object store.
             create: Make the catalog when ``root`` is absent or empty.
             lock_timeout: Seconds a write waits for another writer.
 
         Raises:
             NotAStore: ``root`` holds something else, or nothing and ``create`` is false.
             CatalogSchemaError: The catalog was written by a newer program.
+            NetworkError: The object store does not answer, or refuses.
         """
+        if isinstance(root, str):
+            return cls(root, open_address(root, create=create, timeout=lock_timeout), lock_timeout)
         root = root.resolve()
         if not (root / _CONFIG).exists():
             if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -107,7 +106,7 @@ class Catalog:
         spec = TABLES[table]
         identity = {spec.key, spec.stamp, "run_id"}
         wanted = sorted(identity.union(columns)) if columns is not None else spec.schema.names
-        with _translated(table, "read"):
+        with translated(table, "read"):
             query = self._open(table).search().select(wanted)
             if where:
                 query = query.where(_condition(where))
@@ -131,7 +130,7 @@ class Catalog:
         self, table: str, columns: Sequence[str], version: int, where: Where = EVERY_ROW
     ) -> Iterator[pa.RecordBatch]:
         """Stream columns of one pinned version, duplicates included, in no promised order."""
-        with _translated(table, "read"):
+        with translated(table, "read"):
             pinned = self._open(table)
             pinned.checkout(version)
             query = pinned.search().select(list(columns))
@@ -161,11 +160,8 @@ class Catalog:
         with self._locked():
             replaced = self._content_of(staged) if replace else set()
             for table, batch in staged.items():
-                with _translated(table, "write"):
-                    merge = self._open(table).merge_insert(TABLES[table].key)
-                    if replace:
-                        merge = merge.when_matched_update_all()
-                    result = merge.when_not_matched_insert_all().execute(batch)
+                merge = partial(_merge, key=TABLES[table].key, batch=batch, replace=replace)
+                result = self._write(table, merge)
                 written[table] = result.num_inserted_rows + result.num_updated_rows
             if replaced:
                 self._drop_orphans(replaced)
@@ -196,11 +192,22 @@ class Catalog:
         return sorted(uris - shared)
 
     def _open(self, table: str) -> Any:  # noqa: ANN401 - lancedb ships no types
-        with _translated(table, "open"):
+        with translated(table, "open"):
             return self._database.open_table(TABLES[table].name)
 
-    def _locked(self) -> Any:  # noqa: ANN401 - a context manager without value
-        return locked(self.root / "writer.lock", self._lock_timeout)
+    def _locked(self) -> AbstractContextManager[None]:
+        if isinstance(self.root, Path):
+            return locked(self.root / "writer.lock", self._lock_timeout)
+        return nullcontext()
+
+    def _write(self, table: str, change: Callable[[Any], T]) -> T:
+        """Change a table; where writers do not lock one another out, again until no other comes first."""
+
+        def attempt() -> T:
+            with translated(table, "write"):
+                return change(self._open(table))
+
+        return insist(attempt, self._lock_timeout)
 
     def _content_of(self, staged: Mapping[str, pa.Table]) -> set[bytes]:
         """Content that the rows about to be overwritten refer to now."""
@@ -210,21 +217,22 @@ class Catalog:
         return {row["content_key"] for row in self.rows("models", {"ref_key": keys}, columns=["content_key"])}
 
     def _drop_orphans(self, content: set[bytes]) -> None:
-        """Delete fingerprints of ``content`` that no model refers to."""
+        """Delete fingerprints of ``content`` that no model refers to, and none can be about to."""
+        if not isinstance(self.root, Path):
+            return
         kept = self.rows("models", {"content_key": content}, columns=["content_key"])
         orphans = content - {row["content_key"] for row in kept}
         if orphans:
             self._delete("fingerprints", {"content_key": orphans})
 
     def _delete(self, table: str, where: Where) -> None:
-        with _translated(table, "write"):
-            self._open(table).delete(_condition(where))
+        self._write(table, lambda opened: opened.delete(_condition(where)))
 
     def _compact(self) -> None:
         """Merge small fragments once there are many; old versions stay readable for an hour."""
         for name in TABLES:
             table = self._open(name)
-            with _translated(name, "compact"):
+            with suppress(CatalogConflict), translated(name, "compact"):  # a later commit does it, then
                 if table.stats()["fragment_stats"]["num_small_fragments"] >= COMPACT_FRAGMENTS:
                     table.optimize(cleanup_older_than=KEEP_VERSIONS)
 
@@ -260,19 +268,11 @@ def fsync(path: Path) -> None:
 
 def _create(root: Path) -> None:
     """Make a whole catalog beside its place, then rename: it is there completely or not at all."""
-    import lancedb  # noqa: PLC0415 - see Catalog
-    from lancedb.index import BTree  # noqa: PLC0415 - see Catalog
-
     root.parent.mkdir(parents=True, exist_ok=True)
     temporary = root.with_name(f".{root.name}-{uuid.uuid4().hex}")
     temporary.mkdir()
     try:
-        database = lancedb.connect(str(temporary))
-        for name, spec in TABLES.items():
-            with _translated(name, "create"):
-                table = database.create_table(spec.name, schema=spec.schema)
-                for column in spec.indexed:
-                    table.create_index(column, config=BTree())
+        make_tables(connect(temporary))
         config = {"catalog_id": uuid.uuid4().hex, "schema": SCHEMA_VERSION}
         (temporary / _CONFIG).write_text(json.dumps(config), encoding="utf-8")
         fsync(temporary / _CONFIG)
@@ -320,12 +320,8 @@ def _literal(value: Scalar) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-@contextmanager
-def _translated(table: str, action: str) -> Iterator[None]:
-    """Turn what the database raises into a ``CatalogError`` that names the table."""
-    try:
-        yield
-    except HilmError:
-        raise
-    except (RuntimeError, ValueError, OSError) as error:
-        raise CatalogError(f"cannot {action} the catalog's {table}: {str(error).splitlines()[0]}") from error
+def _merge(table: Any, *, key: str, batch: pa.Table, replace: bool) -> Any:  # noqa: ANN401 - lancedb ships no types
+    merging = table.merge_insert(key)
+    if replace:
+        merging = merging.when_matched_update_all()
+    return merging.when_not_matched_insert_all().execute(batch)

@@ -281,6 +281,8 @@ def sampled_cast(a: Checkpoint, b: Checkpoint) -> tuple[str, Literal["a", "b"]] 
             if _is_rounded(w, n, t)
         }
         same = np.array_equal(x, y)
+        if not kinds and not same:
+            return None, None  # read no more of what may be far away
         pairs.append(TensorPair(name, name, 1.0, 0.0, same, len(x), frozenset(kinds)))
     return _common_cast(pairs, ())
 

@@ -28,16 +28,7 @@ if TYPE_CHECKING:
 NEAREST = 24  # relatives tried as parents: every two and every three of them
 MOST_PARENTS = 8
 LINEAR = 0.15  # distance from an average over that to the nearest parent, at most
-PART = 0.05  # smallest weight of a parent; share of the way from the base that every parent must explain
-PAIR, MIXED = 0.75, 0.65  # share of the way from the base that two, then all parents may leave unexplained
-BEYOND_SIBLINGS = (
-    0.8  # the same, over what a sibling as similar to them as they are to each other would leave
-)
-NEARER = 0.9  # distance to what a mixture explains over that to the nearest relative, at most
-DECIDED = 0.95  # distance to one corner over that to the next, from which a model belongs to the first
-APART = -0.1  # correlation of two parents given the child; models that descend from it have 0, siblings more
-STRAIGHT = 0.1  # how far a parent's way must be from having all of the child's in it, as descendants do
-CENTRAL = 1.2  # distance of a parent to the base over that to another parent, at most
+PART = 0.05  # smallest weight of a parent
 VOTES = (
     0.1  # share of the matrices that a parent explains alone, at least, and all leave unexplained, at most
 )
@@ -52,19 +43,19 @@ class Merge:
     """What one model was merged from.
 
     Attributes:
-        kind: ``linear``: a weighted average; ``nonlinear``: of these parents, but no average, or trained
-            further; ``layers``: whole matrices of one or another; ``ties``, ``dare``: some values of each.
+        kind: ``linear``: a weighted average; ``layers``: whole matrices of one or another; ``ties`` and
+            ``dare``: some values of each.
         parents: Numbers of the candidates, the heaviest first.
         weights: Their weights in a linear or ``dare`` merge (what is missing from 1 is the base's); the share
             of the matrices that came from each in a merge by layers; none otherwise.
         error: Standard error of the weights of a linear merge.
-        residual: What is left unexplained, as a share of the distance to the nearest parent (linear), to the
-            base (nonlinear), of the matrices (layers), or of values (ties, dare).
-        base: The one that the parents of a nonlinear, ``ties`` or ``dare`` merge come from.
+        residual: What is left unexplained, as a share of the distance to the nearest parent (linear),
+            of the matrices (layers), or of values (ties, dare).
+        base: The one that the parents of a ``ties`` or ``dare`` merge come from.
         factors: What the kept changes of each parent were multiplied by (ties, dare).
     """
 
-    kind: Literal["linear", "nonlinear", "layers", "ties", "dare"]
+    kind: Literal["linear", "layers", "ties", "dare"]
     parents: tuple[int, ...]
     weights: tuple[float, ...] | None
     error: float | None
@@ -73,40 +64,26 @@ class Merge:
     factors: tuple[float, ...] | None = None
 
 
-def find_merge(
-    child: NDArray[np.float64], candidates: NDArray[np.float64], family: NDArray[np.float64] | None = None
-) -> Merge | None:
-    """Explain a sketch as a merge of others, or not at all.
+def find_merge(child: NDArray[np.float64], candidates: NDArray[np.float64]) -> Merge | None:
+    """Explain a sketch as a weighted average of others, or not at all.
+
+    Sketches sum unit vectors, so that blends lie beside the chord: scaled to reach the plane that touches the
+    sphere at the child, seen from the origin, parents and child lie on one line again.
 
     Args:
         child: float64 [1024], unrounded.
         candidates: float64 [k, 1024], relatives with the same matrices, no copies of the child among them; at
             most ``NEAREST``.
-        family: float64 [m, 1024], all relatives: they tell which of several models is older.
-    """
-    found = _find_blend(child, candidates)
-    if found is not None:
-        return found
-    points = np.vstack([child, candidates])
-    others = candidates if family is None else family
-    places = np.stack([np.sqrt(np.square(others - point).sum(axis=1)) for point in points])
-    ways = candidates - child
-    return _find_mixture(ways @ ways.T, places)
-
-
-def _find_blend(child: NDArray[np.float64], candidates: NDArray[np.float64]) -> Merge | None:
-    """An average, seen from the origin: sketches sum unit vectors, so that blends lie beside the chord.
-
-    Scaled to reach the plane that touches the sphere at the child, parents and child lie on one line again.
     """
     along = candidates @ child
     reach = float(child @ child) / np.where(along > 0, along, np.inf)  # what points away is no parent
     ways = candidates * reach[:, None] - child
     found = _find_average(ways @ ways.T)
-    if found is None or found.weights is None:
-        return found
-    weights = np.array(found.weights) * reach[list(found.parents)]
-    return replace(found, weights=tuple((weights / weights.sum() * sum(found.weights)).tolist()))
+    if found is None:
+        return None
+    heavy = np.array(found.weights)
+    weights = heavy * reach[list(found.parents)]
+    return replace(found, weights=tuple((weights / weights.sum() * heavy.sum()).tolist()))
 
 
 def _find_average(gram: NDArray[np.float64]) -> Merge | None:
@@ -131,7 +108,7 @@ def _is_between(gram: NDArray[np.float64], candidate: int) -> bool:
     if not len(pairs):
         return False
     weights, residuals = _average(ways, pairs)
-    nearest = np.sqrt(np.diagonal(ways)[pairs].min(axis=1))
+    nearest = np.sqrt(np.maximum(np.diagonal(ways)[pairs].min(axis=1), 0))  # of a copy, rounding leaves less
     return bool(((weights.min(axis=1) >= PART) & (residuals <= LINEAR * nearest)).any())
 
 
@@ -179,123 +156,6 @@ def _describe_average(
     return Merge("linear", parents, heavy, float(error), residual / nearest)
 
 
-def _find_mixture(gram: NDArray[np.float64], places: NDArray[np.float64]) -> Merge | None:
-    """Siblings and a base that explain enough of the child, but not as siblings or descendants would.
-
-    Args:
-        gram: Inner products of the ways from the child to the candidates.
-        places: Distances from the child, then from the candidates, to the family.
-    """
-    found: Merge | None = None
-    least = np.inf
-    nearest = float(np.sqrt(np.diagonal(gram).min(initial=np.inf)))
-    for base in range(len(gram)):
-        row = gram[base]
-        tasks = gram - row - row[:, None] + row[base]  # products of the ways from the base
-        toward, reach = row[base] - row, float(row[base])  # theirs with the child's, and its square
-        own = np.diagonal(tasks)
-        for i, j, residual in _mixtures(tasks, toward, reach):
-            central = max(own[i], own[j]) / (own[i] + own[j] - 2 * tasks[i, j])
-            doubt = residual * np.sqrt(reach) * (1 + PART * central)  # three alone do not tell their base
-            if residual * np.sqrt(reach) > NEARER * nearest or doubt >= least:
-                continue
-            if _is_youngest(gram, places, base, (i, j)):
-                grown = _grow_mixture([i, j], base, tasks / reach, toward / reach)
-                if grown.residual <= MIXED:
-                    found, least = replace(grown, base=base), doubt
-    return found
-
-
-def _is_youngest(
-    gram: NDArray[np.float64], places: NDArray[np.float64], base: int, pair: tuple[int, ...]
-) -> bool:
-    """Whether of the four the child is the merge, and the base the base.
-
-    A merge, its parents and their base lie like the corners of a square, and each might be the merge of its
-    neighbours. The base lies nearer to most of the family than the parents do; the merge has no more models
-    close by than the others. Where that tells nothing, it must not lie further from the plane of the others
-    than another corner does from its own.
-    """
-    around = places[[0, base + 1, *(k + 1 for k in pair)]]
-    around = around[:, around.min(axis=0) > 0]  # without the four
-    if not around.shape[1]:  # nothing tells
-        return False
-    middles = np.median(around, axis=1)
-    if middles[1] > middles[2:].min():
-        return False
-    order = np.sort(around, axis=0)
-    decided = order[0] < DECIDED * order[1]
-    followers = np.bincount(around.argmin(axis=0)[decided], minlength=4)
-    if followers[0] > followers.min():
-        return False
-    if followers[0] < followers[1]:
-        return True
-    corners = np.zeros((4, 4))
-    corners[1:, 1:] = gram[np.ix_((base, *pair), (base, *pair))]
-    faces = [_area(corners, [k for k in range(4) if k != corner]) for corner in range(4)]
-    return bool(faces[0] >= DECIDED * max(faces))
-
-
-def _area(gram: NDArray[np.float64], corners: list[int]) -> float:
-    """Twice the area of a triangle of points given by their inner products."""
-    part = gram[np.ix_(corners, corners)]
-    sides = part[1:, 1:] - part[0, 1:] - part[1:, :1] + part[0, 0]
-    return float(np.sqrt(max(0.0, np.linalg.det(sides))))
-
-
-def _grow_mixture(
-    parents: list[int], base: int, tasks: NDArray[np.float64], toward: NDArray[np.float64]
-) -> Merge:
-    """Add parents as long as each explains enough; products are in units of the child's squared way."""
-    residual = _fit(parents, tasks, toward)
-    while len(parents) < MOST_PARENTS:
-        more = [[*parents, k] for k in range(len(tasks)) if k not in (*parents, base)]
-        left = [_fit(chosen, tasks, toward) for chosen in more]
-        if not left or min(left) > residual - PART:
-            break
-        residual = min(left)
-        parents = more[left.index(residual)]
-    return Merge("nonlinear", tuple(parents), None, None, residual)
-
-
-def _fit(parents: list[int], tasks: NDArray[np.float64], toward: NDArray[np.float64]) -> float:
-    """What the best combination of tasks leaves; 1 if it is none of parts."""
-    weights = np.linalg.pinv(tasks[np.ix_(parents, parents)]) @ toward[parents]
-    rest = float(np.sqrt(max(0.0, 1 - float(weights @ toward[parents]))))
-    return rest if weights.min() >= PART and weights.max() <= WHOLE else 1.0
-
-
-def _mixtures(
-    tasks: NDArray[np.float64], toward: NDArray[np.float64], reach: float
-) -> list[tuple[int, int, float]]:
-    """Pairs of task vectors that may be the child's parents, and the share of its way that they leave.
-
-    Args:
-        tasks: Inner products of the task vectors.
-        toward: Theirs with the child's.
-        reach: The child's with itself.
-    """
-    i, j = np.triu_indices(len(tasks), 1)
-    own, cross, a, b = np.diagonal(tasks), tasks[i, j], toward[i], toward[j]
-    possible = (own[i] > 0) & (own[j] > 0) & (cross**2 < (1 - PART**2) * own[i] * own[j])
-    possible &= reach > 0
-    i, j, cross, a, b = i[possible], j[possible], cross[possible], a[possible], b[possible]
-    p, q = own[i], own[j]
-    area = p * q - cross**2
-    x, y = (a * q - b * cross) / area, (b * p - a * cross) / area
-    left = np.sqrt(np.maximum(0, 1 - (x * a + y * b) / reach))
-    alone = np.sqrt(np.maximum(0, 1 - np.maximum(a**2 / p, b**2 / q) / reach))  # by the better one
-    alike = np.maximum(0, cross / np.sqrt(p * q))
-    sibling = np.sqrt(np.maximum(0, 1 - 2 * alike**2 / (1 + alike)))
-    given = np.maximum(p - a**2 / reach, 1e-30) * np.maximum(q - b**2 / reach, 1e-30)
-    apart = (cross - a * b / reach) / np.sqrt(given) < APART
-    straight = np.minimum(np.abs(a / reach - 1), np.abs(b / reach - 1)) <= STRAIGHT
-    good = (np.minimum(x, y) >= PART) & (np.maximum(x, y) <= WHOLE) & (alone - left >= PART)
-    good &= (left <= np.minimum(PAIR, BEYOND_SIBLINGS * sibling)) & (apart | ~straight)
-    good &= np.maximum(p, q) <= CENTRAL**2 * (p + q - 2 * cross)
-    return list(zip(i[good].tolist(), j[good].tolist(), left[good].tolist(), strict=True))
-
-
 def find_layers(votes: Sequence[frozenset[int]]) -> Merge | None:
     """Explain a model as whole matrices of several, or not at all.
 
@@ -334,8 +194,7 @@ def find_parents(child: Print, relatives: Sequence[Print]) -> Merge | None:
     merge = find_layers(_votes(child, [relatives[i] for i in near])) if near else None
     if merge is None:
         near = siblings(child, relatives)
-        family = np.array([p.sums[0] for p in relatives]).reshape(-1, RUNS)
-        merge = find_merge(child.sums[0], family[near], family)
+        merge = find_merge(child.sums[0], np.array([relatives[i].sums[0] for i in near]).reshape(-1, RUNS))
     return replaced(merge, near) if merge else None
 
 
@@ -408,9 +267,7 @@ def sentence_of(merge: Merge, child: str, parents: Sequence[str], base: str | No
     names = f"{', '.join(parents[:-1])} and {parents[-1]}"
     if merge.factors is not None:
         return f"{child} is a {merge.kind.upper()} merge of {names}: of what they changed of {base}"
-    if merge.weights is None:
-        return f"{child} is a merge of {names}, not linear or trained further"
-    parts = [f"{name} ({weight:.0%})" for name, weight in zip(parents, merge.weights, strict=True)]
+    parts = [f"{name} ({weight:.0%})" for name, weight in zip(parents, merge.weights or (), strict=True)]
     how = "a merge by layers" if merge.kind == "layers" else "a weighted average"
     return f"{child} is {how} of {', '.join(parts[:-1])} and {parts[-1]}"
 

@@ -194,24 +194,15 @@ def _likeness(prints: Sequence[Print], distances: NDArray[np.float64]) -> NDArra
 def _merges(
     prints: Sequence[Print], related: NDArray[np.bool_], distances: NDArray[np.float64]
 ) -> dict[int, Merge]:
-    """Models with several parents, and which; the surer explanation first where two exclude each other."""
-    claims: dict[int, Merge] = {}
+    """Models with several parents, and which; of two that name each other the first counts."""
+    found: dict[int, Merge] = {}
     for child, own in enumerate(prints):
         order = np.argsort(np.where(related[child], distances[child], np.inf), kind="stable")
         near = [k for k in order[: 2 * NEAREST].tolist() if k != child and related[child, k]]
         merge = find_parents(own, [prints[k] for k in near])
-        if merge is not None:
-            claims[child] = replaced(merge, near)
-
-    def doubt(child: int) -> float:
-        base = claims[child].base
-        return 0.0 if base is None else claims[child].residual * float(distances[child, base])
-
-    found: dict[int, Merge] = {}
-    for child in sorted(claims, key=doubt):
-        used = [found[p] for p in (*claims[child].parents, claims[child].base) if p in found]
-        if not any(child in (*merge.parents, merge.base) for merge in used):
-            found[child] = claims[child]
+        claim = replaced(merge, near) if merge else None
+        if claim and not any(child in found[p].parents for p in claim.parents if p in found):
+            found[child] = claim
     return found
 
 

@@ -297,12 +297,13 @@ def _sentence(relation: Relation, e: Evidence, best: Score, p: float, details: d
     a, b, pruned, grid = e.a.name, e.b.name, _pruning(e), _quantization(e)
     part, whole = sorted((e.a, e.b), key=lambda s: (-s.identical, s.parameters))
     share = part.parameters / max(1, whole.parameters)
+    near = " or a near relative"  # between a model and its short fine-tune a fingerprint cannot choose
     text = {
         "identical": f"{a} and {b} are identical in 100% of their parameters",
         "subset": f"every value of {part.name} is also in {whole.name}, {share:.0%} of its size",
         "dtype-cast": f"{a} and {b} are the same weights up to rounding to {details.get('cast')}",
-        "quantized": f"{grid['model']} is derived from {grid['of']}: quantised to {grid['bits']} bits",
-        "pruned": f"{pruned['model']} is derived from {pruned['of']}: {pruned['zeros']:.0%} of it is zero",
+        "quantized": f"{grid['model']} is {grid['of']}{near}, quantised to {grid['bits']} bits",
+        "pruned": f"{pruned['model']} is {pruned['of']}{near}, with {pruned['zeros']:.0%} set to zero",
         "permuted": f"{a} and {b} are the same weights up to {e.turn or 'permutation or rotation'}",
         "resized": f"{a} and {b} share weights; they differ in {' and '.join(_changes(e.a, e.b))}",
         "fine-tune": f"{b} differs from {a} by training; which came first is not shown",

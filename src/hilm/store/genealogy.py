@@ -69,7 +69,7 @@ def survey(
     """
     if not store.exists:
         if model is not None:
-            raise UnknownModel(f"the store {store.path} is empty", hint="hilm index or hilm encode fills it")
+            raise UnknownModel(f"the store {store.place} is empty", hint="hilm index or hilm encode fills it")
         return [], [], None, lineage_graph([], 0)
     query, ref_key = None, None
     if model is not None:

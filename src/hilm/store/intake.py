@@ -165,7 +165,7 @@ class Intake:
 
     def _sweep(self) -> None:
         store = self.plan.store
-        if store.exists:
+        if store.exists and not store.address:
             with hold(store.reels):
                 sweep(store.catalog, store.reels)
 

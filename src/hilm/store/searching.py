@@ -65,7 +65,7 @@ def search_store(
 ) -> tuple[Print, list[Match], dict[str, list[Match]]]:
     """Return the query, its matches, best first, and the relatives of its components, likewise."""
     if not store.exists:
-        raise UnknownModel(f"the store {store.path} is empty", hint="hilm index or hilm encode fills it")
+        raise UnknownModel(f"the store {store.place} is empty", hint="hilm index or hilm encode fills it")
     query, path, ref_key = query_print(store, model, progress)
     index = ScanIndex.open(store.catalog, store.path / "cache")
     matches = find_similar(
@@ -99,9 +99,9 @@ def _name_parents(query: Print, path: str | None, matches: list[Match]) -> list[
     """The matches, those that the query was merged from as its parents; with a path weights may be read."""
     related = [number for number, m in enumerate(matches) if m.verdict.relation != "independent"]
     merge = find_parents(query, [matches[number].print for number in related])
-    if path is not None and (merge is None or merge.kind == "nonlinear"):
+    if path is not None and merge is None:
         near = siblings(query, [matches[number].print for number in related], copies=True)
-        merge = _read_parents(path, [matches[related[k]] for k in near], near) or merge
+        merge = _read_parents(path, [matches[related[k]] for k in near], near)
     if merge is None:
         return matches
     numbers = [related[k] for k in merge.parents]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from hilm.errors import NotAStore, StorageError, UnknownModel, UsageError
+from hilm.errors import HilmError, NotAStore, StorageError, UnknownModel, UsageError
 from hilm.html import Document
 from hilm.store.reading import no_progress
 from hilm.weights.folder import is_hub_id, is_remote, split_variant
@@ -32,35 +34,58 @@ LOSSY_BITS = 2.5
 """Bits per weight of rounded differences when no number is given: about 3 % of their energy are lost."""
 
 _MODES = ("archive", "small", "delta", "sample")
+_OBJECT_STORES = ("s3", "gs", "az", "file-object-store")
 
 
-def default_path() -> Path:
-    """Where the store is when nobody says: ``$HILM_HOME`` or ``~/.cache/hilm``."""
-    return _folder(os.environ.get("HILM_HOME") or "~/.cache/hilm").expanduser()
+def _text(path: str | PathLike[str] | None) -> str:
+    if path is None:
+        path = Path(os.environ.get("HILM_HOME") or "~/.cache/hilm").expanduser()
+    return os.fspath(path)
 
 
-def _folder(path: str | PathLike[str]) -> Path:
-    """The folder meant by a path or ``file:`` address, of whose slashes a path may have lost some.
+def local_folder(path: str | PathLike[str] | None = None) -> Path:
+    """The folder of a store given by path or address; of an object store that of what derives from it.
 
     Raises:
-        UsageError: The address is of another kind: its writers could not lock one another out.
+        UsageError: An address of another kind, or with a password in it.
     """
-    text = os.fspath(path)
-    address = re.match(r"([a-z][a-z0-9+.-]+):/+", text)
-    if address is None:
-        return Path(text)
-    if address[1] != "file":
+    text = _text(path)
+    if address := _address(text):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        return cache / "hilm-catalogs" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    local = re.match("file:/+", text)
+    return Path("/" + unquote(text[local.end() :])) if local else Path(text)
+
+
+def _address(text: str) -> str | None:
+    """The address meant on an object store, of whose slashes a path may have lost some; None for a folder."""
+    found = re.match(r"([a-z][a-z0-9+.-]+):(?:/+|$)", text)
+    if found is None or found[1] == "file":
+        return None
+    scheme, rest = found[1], text[found.end() :].rstrip("/")
+    if scheme not in _OBJECT_STORES or not rest:
         raise UsageError(
-            f"a store cannot be kept at {address[1]}://", hint="work in a folder and copy or synchronise that"
+            f"a store cannot be kept at {scheme}://", hint="s3://BUCKET/PREFIX, gs://, az:// or a folder"
         )
-    return Path("/" + unquote(text[address.end() :]))
+    if re.search(r":[^/]*@|\?", rest):
+        raise UsageError(
+            "an address holds no credentials", hint="set those in the environment: AWS_… and so on"
+        )
+    return f"{scheme}://{'/' if scheme == 'file-object-store' else ''}{rest}"
 
 
 class Store:
     """A folder with ``catalog/`` and ``reels/``; it is made when something is first put into it.
 
+    Or the address of an object store, which has a catalog only: ``s3://BUCKET/PREFIX``, ``gs://``, ``az://``.
+
     Args:
-        path: The folder, also as ``file:///…``; ``$HILM_HOME`` or ``~/.cache/hilm`` by default.
+        path: The folder, also as ``file:///…``, or address; ``$HILM_HOME`` or ``~/.cache/hilm`` by default.
+
+    Attributes:
+        address: On an object store; None for a folder.
+        path: The folder; of an address a local one, for what is derived from its catalog.
+        place: The folder or address, as text.
 
     Raises:
         NotAStore: The folder holds something else.
@@ -68,9 +93,11 @@ class Store:
     """
 
     def __init__(self, path: str | PathLike[str] | None = None) -> None:
-        self.path = _folder(path) if path is not None else default_path()
+        self.path = local_folder(path)
+        self.address = _address(_text(path))
+        self.place = self.address or str(self.path)
         self.reels = self.path / "reels"
-        if self.path.exists() and not self._is_ours():
+        if not self.address and self.path.exists() and not self._is_ours():
             raise NotAStore(f"{self.path} is not a hilm store and not an empty folder")
 
     def _is_ours(self) -> bool:
@@ -80,7 +107,15 @@ class Store:
 
     @property
     def exists(self) -> bool:
-        """Whether anything was ever put into it."""
+        """Whether anything was ever put into it.
+
+        Raises:
+            NetworkError: The object store does not answer, or refuses.
+        """
+        if self.address:
+            with suppress(NotAStore):
+                return bool(self.catalog)
+            return False
         return (self.path / "catalog" / "catalog.json").is_file()
 
     @cached_property
@@ -93,7 +128,23 @@ class Store:
         """
         from hilm.lineage.catalog import Catalog  # noqa: PLC0415 - its library takes a second to import
 
-        return Catalog.open(self.path / "catalog", create=False)
+        return Catalog.open(self._catalog_place, create=False)
+
+    @property
+    def _catalog_place(self) -> Path | str:
+        return f"{self.address}/catalog" if self.address else self.path / "catalog"
+
+    def require_folder(self) -> None:
+        """Refuse what takes reels.
+
+        Raises:
+            UsageError: The store is an address of an object store.
+        """
+        if self.address:
+            raise UsageError(
+                f"{self.address} holds a catalog and no reels",
+                hint="hilm index works there; give a folder with --storage-dir for reels",
+            )
 
     def make(self) -> None:
         """Make what is missing of the store.
@@ -105,9 +156,11 @@ class Store:
 
         try:
             if not self.exists:
-                Catalog.open(self.path / "catalog", create=True)
-            self.reels.mkdir(exist_ok=True)
+                Catalog.open(self._catalog_place, create=True)
+            self.reels.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if isinstance(error, HilmError):
+                raise
             raise StorageError(f"cannot make the store {self.path}: {error.strerror}") from error
 
     def encode(
@@ -171,6 +224,7 @@ class Store:
             WorkerError: Ray does not start, or is lost.
             StorageError: The store cannot be written.
         """
+        self.require_folder()
         if (mode == "delta") != (base is not None):
             raise UsageError("a delta, and only a delta, has a base", hint="--mode delta --base MODEL")
         sampling = {"limit": max_params, "layers": layers, "exclude_layers": exclude_layers}
@@ -373,6 +427,7 @@ class Store:
             UnknownModel: No model of that name.
             UsageError: It has no such reel.
         """
+        self.require_folder()
         row = self.row(name)
         entries = self.catalog.rows("reels", {"name": name})
         kinds = [[e for e in entries if e["mode"] == mode] for mode in modes] if modes else [entries]
@@ -412,7 +467,7 @@ class Store:
         sizes = [(self.reels / uri).stat().st_size for uri in files if (self.reels / uri).is_file()]
         return Document(
             {
-                "path": str(self.path),
+                "path": self.place,
                 "models": len(models),
                 "parameters": sum(row["parameters"] for row in models),
                 "source_bytes": sum(row["bytes"] for row in models),
