@@ -1,7 +1,8 @@
 """A small Hub over HTTP for the unmodified huggingface_hub client: commits, large files, faults, a log.
 
 Repositories live in memory, each a chain of commits. Weight files are large (LFS): they are sent to and from
-another host name, with signed URLs, as on the real Hub. Xet is not here: the client is told not to use it.
+another host name, with signed URLs, as on the real Hub; or by the Xet client: ``HubServer(xet=FOLDER)``, in
+the process of the client (xet_store.py).
 
     with HubServer() as hub:
         hub.add("org/model", {"config.json": b"{}"})
@@ -25,6 +26,8 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from tests.xet_store import XetStore
 
 GOOD = "hf_goodTokenOfTheTests0001"
 READ = "hf_readTokenOfTheTests0002"
@@ -86,6 +89,10 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+class Refused(Exception):
+    """Ends a request with the reply that it holds."""
+
+
 @dataclass
 class Repository:
     """``commits``: (id, files, message), the oldest first; ``refs``: branch or tag → commit id."""
@@ -103,9 +110,13 @@ class Repository:
         self.refs[branch] = oid
         return oid
 
-    def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        oid = self.refs.get(revision, revision)
-        return next(((c, files) for c, files, _ in self.commits if c == oid), None)
+    def at(self, revision: str) -> tuple[str, dict[str, bytes]]:
+        """Commit id and files of a branch, tag or commit."""
+        oid = self.refs.get(unquote(revision), unquote(revision))
+        for known, files, _ in self.commits:
+            if known == oid:
+                return known, files
+        raise Refused(error("RevisionNotFound"))
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -115,7 +126,8 @@ class Repository:
 class HubServer:
     """``repositories``: (type, id) → Repository, type being models, datasets or spaces."""
 
-    def __init__(self) -> None:
+    def __init__(self, xet: Path | None = None) -> None:
+        self.xet = XetStore(xet) if xet else None
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.moved: dict[tuple[str, str], str] = {}  # former id → id
         self.objects: dict[str, bytes] = {}
@@ -168,7 +180,8 @@ class HubServer:
         """Variables under which a child process sees this Hub and no other."""
         return {
             "HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": token,
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_XET": "0" if self.xet else "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "TRANSFORMERS_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "no_proxy": "127.0.0.1,localhost",
         }  # fmt: skip
 
@@ -180,7 +193,7 @@ class HubServer:
             monkeypatch.delenv(name, raising=False)
         known = {"ENDPOINT": self.endpoint,
                  "HUGGINGFACE_CO_URL_TEMPLATE": self.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
-                 "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HOME": str(home),
+                 "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": self.xet is None, "HF_HOME": str(home),
                  "HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token"),
                  "HF_STORED_TOKENS_PATH": str(home / "stored_tokens")}  # fmt: skip
         for name, value in known.items():
@@ -207,18 +220,21 @@ class HubServer:
             match = re.fullmatch(pattern, path)
             if match and verb == method.replace("HEAD", "GET"):
                 with self.lock:
-                    return action(self, query, body, role, *match.groups())
+                    try:
+                        return action(self, query, body, role, *match.groups())
+                    except Refused as refusal:
+                        return refusal.args[0]
         return Reply(404)
 
-    def find(self, kind: str, repo_id: str, role: str, *, write: bool = False) -> Repository | Reply:
-        former = self.moved.get((kind, repo_id))
+    def find(self, kind, repo_id, role, prefix="", suffix="", *, write=False) -> Repository:
+        """The repository asked for; one that moved is at the address of its new name."""
+        if former := self.moved.get((kind, repo_id)):
+            raise Refused(Reply(307, b"", {"Location": f"{prefix}{quote(former)}{suffix}"}))
         repository = self.repositories.get((kind, repo_id))
-        if former:
-            return Reply(307, headers={"X-Moved": former})
         if repository is None or (repository.private and role not in {"write", "read"}):
-            return error("RepoNotFound", 404 if role else 401)
+            raise Refused(error("RepoNotFound", 404 if role else 401))
         if write and role != "write":
-            return Reply(403 if role else 401, b'{"error": "no permission to write"}')
+            raise Refused(Reply(403 if role else 401, b'{"error": "no permission to write"}'))
         return repository
 
     def whoami(self, query, body, role):
@@ -243,9 +259,7 @@ class HubServer:
 
     def preupload(self, query, body, role, kind, repo_id, revision):
         repository = self.find(kind, repo_id, role, write=True)
-        if isinstance(repository, Reply):
-            return repository
-        _, present = repository.at(unquote(revision)) or ("", {})
+        _, present = repository.at(revision)
         files = []
         for file in json.loads(body)["files"]:
             old, large = present.get(file["path"]), PurePosixPath(file["path"]).suffix in LARGE
@@ -255,9 +269,7 @@ class HubServer:
         return reply({"files": files})
 
     def batch(self, query, body, role, kind, repo_id):
-        repository = self.find(kind or "models", repo_id, role, write=True)
-        if isinstance(repository, Reply):
-            return repository
+        self.find(kind or "models", repo_id, role, write=True)
         objects = []
         for entry in json.loads(body)["objects"]:
             upload = {"upload": {"href": self.cdn(f"/lfs/{entry['oid']}")}}
@@ -275,14 +287,20 @@ class HubServer:
         asked = json.loads(body)
         return Reply(200 if len(self.objects.get(asked["oid"], b"")) == asked["size"] else 404)
 
+    def xet_token(self, query, body, role, kind, repo_id, need):
+        self.find(kind, repo_id, role, write=need == "write")
+        document, headers = self.xet.sign_in()
+        return replace(reply(document), headers=headers)
+
+    def has(self, oid: str, size: int) -> bool:
+        """Whether a large file was uploaded; one that came by Xet is read, so that all ways lead to it."""
+        if self.xet and oid not in self.objects and (found := self.xet.hashes().get(oid)):
+            self.objects[oid] = self.xet.read(found, size)
+        return oid in self.objects
+
     def commit(self, query, body, role, kind, repo_id, revision):
         repository = self.find(kind, repo_id, role, write=True)
-        if isinstance(repository, Reply):
-            return repository
-        branch = unquote(revision)
-        head, files = repository.at(branch) or ("", {})
-        if not head:
-            return error("RevisionNotFound")
+        head, files = repository.at(revision)
         files = dict(files)
         lines = [json.loads(line) for line in body.splitlines()]
         parent = lines[0]["value"].get("parentCommit")
@@ -293,13 +311,13 @@ class HubServer:
             match line["key"]:
                 case "file":
                     files[value["path"]] = base64.b64decode(value["content"])
-                case "lfsFile" if value["oid"] not in self.objects:
+                case "lfsFile" if not self.has(value["oid"], value["size"]):
                     return Reply(400, b'{"error": "a large file was not uploaded"}')
                 case "lfsFile":
                     files[value["path"]] = self.objects[value["oid"]]
                 case "deletedFile":
                     del files[value["path"]]
-        oid = repository.commit(files, lines[0]["value"]["summary"], branch)
+        oid = repository.commit(files, lines[0]["value"]["summary"], unquote(revision))
         return reply({"commitUrl": f"{self.endpoint}/{repo_id}/commit/{oid}", "commitOid": oid})
 
     def search(self, query, body, role, kind):
@@ -315,12 +333,8 @@ class HubServer:
         return replace(reply([{"id": i, "modelId": i} for i in ids[start : start + size]]), headers=more)
 
     def information(self, query, body, role, kind, repo_id, revision="main"):
-        repository = self.find(kind, repo_id, role)
-        if isinstance(repository, Reply):
-            return redirected(repository, f"/api/{kind}/")
-        found = repository.at(unquote(revision or "main"))
-        if found is None:
-            return error("RevisionNotFound")
+        repository = self.find(kind, repo_id, role, f"/api/{kind}/")
+        found = repository.at(revision or "main")
         siblings = [
             {"rfilename": e["path"], "size": e["size"], "blobId": e["oid"]}
             | ({"lfs": {**e["lfs"], "sha256": e["lfs"]["oid"]}} if "lfs" in e else {})
@@ -330,12 +344,7 @@ class HubServer:
         return reply(about | {"cardData": repository.card, "tags": [], "gated": repository.gated})
 
     def tree(self, query, body, role, kind, repo_id, revision, _, under):
-        repository = self.find(kind, repo_id, role)
-        if isinstance(repository, Reply):
-            return redirected(repository, f"/api/{kind}/")
-        found = repository.at(unquote(revision))
-        if found is None:
-            return error("RevisionNotFound")
+        found = self.find(kind, repo_id, role, f"/api/{kind}/").at(revision)
         start, recursive = unquote(under or ""), query.get("recursive", ["false"])[0].lower() == "true"
         entries = [
             described(i) for i in sorted(found[1].items()) if i[0].startswith(f"{start}/" if start else "")
@@ -351,39 +360,35 @@ class HubServer:
         return reply(entries) if entries or not start else error("EntryNotFound")
 
     def paths(self, query, body, role, kind, repo_id, revision):
-        repository = self.find(kind, repo_id, role)
-        if isinstance(repository, Reply):
-            return redirected(repository, f"/api/{kind}/")
-        found = repository.at(unquote(revision))
+        found = self.find(kind, repo_id, role, f"/api/{kind}/").at(revision)
         text = body.decode()
         wanted = json.loads(text)["paths"] if text.startswith("{") else parse_qs(text)["paths"]
         wanted = [wanted] if isinstance(wanted, str) else wanted
-        return (
-            reply([described(i) for i in found[1].items() if i[0] in wanted])
-            if found
-            else error("RevisionNotFound")
-        )
+        return reply([described(i) for i in found[1].items() if i[0] in wanted])
 
     def resolve(self, query, body, role, kind, repo_id, revision, path):
-        prefix = f"/{kind}/" if kind else "/"
-        repository = self.find(kind or "models", repo_id, role)
-        if isinstance(repository, Reply):
-            return redirected(repository, prefix, f"/resolve/{revision}/{path}")
-        found, path = repository.at(unquote(revision)), unquote(path)
-        if found is None:
-            return error("RevisionNotFound")
+        prefix, suffix = f"/{kind}/" if kind else "/", f"/resolve/{revision}/{path}"
+        repository = self.find(kind or "models", repo_id, role, prefix, suffix)
+        at, path = repository.at(revision), unquote(path)
         if repository.gated:
             return error("GatedRepo", 403 if role else 401)
-        headers = {"X-Repo-Commit": found[0], "Accept-Ranges": "bytes"}
-        if path not in found[1]:
+        headers = {"X-Repo-Commit": at[0], "Accept-Ranges": "bytes"}
+        if path not in at[1]:
             return Reply(
                 404, headers=headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "no such file"}
             )
-        content = found[1][path]
+        content = at[1][path]
         if not is_large(path, content):
             return Reply(200, content, headers | {"ETag": f'"{git_id(content)}"'})
         self.objects[sha256(content)] = content
         linked = {"X-Linked-Etag": f'"{sha256(content)}"', "X-Linked-Size": str(len(content))}
+        if self.xet and (found := self.xet.hashes().get(sha256(content))):
+            token = f"{self.endpoint}/api/{kind or 'models'}/{repo_id}/xet-read-token/{revision}"
+            linked |= {
+                "X-Xet-Hash": found,
+                "X-Xet-Refresh-Route": token,
+                "Link": f'<{token}>; rel="xet-auth"',
+            }
         return Reply(302, b"", headers | linked | {"Location": self.cdn(f"/lfs/{sha256(content)}")})
 
     def download(self, query, body, role, oid):
@@ -400,12 +405,6 @@ def reply(document: object) -> Reply:
 def error(code: str, status: int = 0) -> Reply:
     headers = {"X-Error-Code": code, "X-Error-Message": code or "Invalid credentials"}
     return Reply(status or ERRORS[code], b'{"error": "refused"}', headers)
-
-
-def redirected(answer: Reply, prefix: str, suffix: str = "") -> Reply:
-    """Where a moved repository is now; any other refusal unchanged."""
-    moved = answer.headers.get("X-Moved")
-    return Reply(307, b"", {"Location": f"{prefix}{quote(moved)}{suffix}"}) if moved else answer
 
 
 def described(item: tuple[str, bytes]) -> dict:
@@ -429,6 +428,7 @@ ROUTES = [
     ("PUT", "/lfs/([0-9a-f]{64})", HubServer.store),
     ("GET", "/lfs/([0-9a-f]{64})", HubServer.download),
     ("POST", f"/{ID}/lfs-verify", HubServer.verify),
+    ("GET", f"/api/{KINDS}/{ID}/xet-(read|write)-token/.+", HubServer.xet_token),
     ("POST", f"/api/{KINDS}/{ID}/commit/(.+)", HubServer.commit),
     ("POST", f"/api/{KINDS}/{ID}/paths-info/(.+)", HubServer.paths),
     ("GET", f"/api/{KINDS}/{ID}/tree/([^/]+)(/(.+))?", HubServer.tree),

@@ -50,7 +50,7 @@ def test_examples_run_and_say_the_truth(name, tmp_path):
     source = str(EXAMPLES.parent / "src")
     done = subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / name],
-        env={**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", source)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", source)},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from hilm.ship import build, gather
+from hilm.ship import build, check, gather
 from tests.tiny import write_model
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 40}
@@ -36,3 +36,33 @@ def adapter(folder, repo_id="org/adapter", **author):
     (folder / "adapter_config.json").write_text(json.dumps(ADAPTER))
     (folder / "README.md").write_text(build(gather(folder, repo_id, license="mit", **author)))
     return folder
+
+
+def errors(folder, repo_id="org/model", **options):
+    """Rules of which a card breaks one badly."""
+    return {found.rule for found in check(folder, repo_id, **options) if found.level == "error"}
+
+
+def front(before, after):
+    """Replace words of the card."""
+
+    def plant(folder):
+        path = folder / "README.md"
+        text = path.read_text()
+        assert before in text
+        path.write_text(text.replace(before, after, 1))
+
+    return plant
+
+
+def add(line):
+    return front("license: apache-2.0\n", f"license: apache-2.0\n{line}\n")
+
+
+def body(text):
+    return front("## Limitations", f"{text}\n\n## Limitations")
+
+
+def corrupt(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + np.float32(np.nan).tobytes())

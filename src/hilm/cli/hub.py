@@ -102,7 +102,7 @@ def pulled(document: Document) -> str:
 @click.option("--revision", metavar="BRANCH", help="[default: main]")
 @click.option("--message", default="Upload with hilm", help="Of the commit.")
 @click.option("--dry-run", is_flag=True, help="List files, sizes and the card; send nothing.")
-@click.option("--no-card-check", is_flag=True, help="Do not check the card; not for public repositories.")
+@click.option("--no-card-check", is_flag=True, help="Check for secrets only; not for public repositories.")
 @click.option("--force", is_flag=True, help="Publish in spite of a card with errors.")
 @token_option
 @options.switches

@@ -71,23 +71,19 @@ def check(
     if not root.is_dir():
         raise InputError(f"{root} is no folder", hint="name the folder of a model")
     if files is None:
-        files = {
-            path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()
-        }
-        files = {
-            name: path for name, path in files.items() if not any(p.startswith(".") for p in name.split("/"))
-        }
+        found = {path.relative_to(root): path for path in sorted(root.rglob("*")) if path.is_file()}
+        files = {n.as_posix(): p for n, p in found.items() if not any(x.startswith(".") for x in n.parts)}
     subject = Subject(root, repo_id, files, LICENSES | set(licenses))
     findings = list(_read(subject))
     if subject.fields:
-        for rule, level, find in RULES:
-            findings += [_finding(subject, rule, level, found) for found in find(subject)]
+        for rule, level, where, find in RULES:
+            findings += [_finding(subject, rule, level, (*found, where)) for found in find(subject)]
     findings += [*_texts(subject), *(_finite(subject) if scan else ())]
     return sorted(findings, key=lambda found: (found.rule, found.file, found.line))
 
 
 def _finding(subject: Subject, rule: str, level: str, found: Found, file: str = CARD) -> Finding:
-    message, fix, words = found
+    message, fix, words = found[:3]
     level = "warning" if message.startswith("~") else level
     lines = subject.text.splitlines() if words and file == CARD else []
     line = next((number for number, text in enumerate(lines, 1) if words in text), 0)
@@ -127,26 +123,15 @@ def _texts(subject: Subject) -> Iterator[Finding]:
     for name, path in subject.files.items():
         if path.suffix not in TEXTS or path.stat().st_size > MAX_TEXT:
             continue
+        told = name == CARD or name in SETTINGS or name.startswith("report")
         with path.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 if SECRET.search(line):
-                    yield Finding(
-                        "C14", "error", name, number, "a secret", "remove it, and revoke it where it is from"
-                    )
-                found = (
-                    ABSOLUTE.search(line)
-                    if name == CARD or name in SETTINGS or name.startswith("report")
-                    else None
-                )
-                if found:
-                    yield Finding(
-                        "C13",
-                        "error",
-                        name,
-                        number,
-                        f"the path {found[0]}",
-                        "name a repository, or remove it",
-                    )
+                    fix = "remove it, and revoke it where it is from"
+                    yield Finding("C14", "error", name, number, "a secret", fix)
+                if told and (found := ABSOLUTE.search(line)):
+                    fix = "name a repository, or remove it"
+                    yield Finding("C13", "error", name, number, f"the path {found[0]}", fix)
 
 
 def _finite(subject: Subject) -> Iterator[Finding]:

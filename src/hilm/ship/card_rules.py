@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-Found = tuple[str, str, str]
-"""What was found, what to do about it, and the words to look for to know the line."""
+Found = tuple[str, ...]
+"""What was found (after ``~``: a mere doubt), what to do; words that show the line, if not the rule's."""
 
 
 @dataclass(slots=True)
@@ -44,65 +44,55 @@ class Subject:
         """Paths that would be published."""
         return self.files.keys()
 
+    def listed(self, name: str) -> list[Any]:
+        """A field as a list, whether the card gives one value or several."""
+        value = self.fields.get(name)
+        return value if isinstance(value, list) else [] if value is None else [value]
+
     @property
     def bases(self) -> list[Any]:
-        """Base models, always as a list."""
-        base = self.fields.get("base_model") or []
-        return base if isinstance(base, list) else [base]
+        """Base models."""
+        return self.listed("base_model")
 
 
 def _license(subject: Subject) -> Iterator[Found]:
-    given = subject.fields.get("license", [])
-    if not given:
+    if not subject.fields.get("license"):
         yield "~no licence is given", "say under what licence it may be used", ""
     explained = {"license_name", "license_link"} <= subject.fields.keys() or any(
         name.upper().startswith("LICENSE") for name in subject.names
     )
-    for name in given if isinstance(given, list) else [given]:
+    for name in subject.listed("license"):
         if name not in subject.licenses:
-            yield f"license is {name!r}", "use an identifier of the Hub, or other", "license"
+            yield f"license is {name!r}", "use an identifier of the Hub, or other"
         elif name == "unknown":
-            yield "~the licence is unknown", "say under what licence it may be used", "license"
+            yield "~the licence is unknown", "say under what licence it may be used"
         elif name == "other" and not explained:
-            yield (
-                "licence other is not explained",
-                "give license_name and license_link, or LICENSE",
-                "license",
-            )
+            yield "licence other is not explained", "give license_name and license_link, or LICENSE"
 
 
 def _base(subject: Subject) -> Iterator[Found]:
     for base in subject.bases:
         if not is_repository(base, owner=False):
-            yield f"base_model is {base!r}", "write owner/name of the repository", "base_model"
+            yield f"base_model is {base!r}", "write owner/name of the repository"
         elif base == subject.repo_id:
-            yield (
-                "base_model is the model itself",
-                "name what it was made from, or leave it out",
-                "base_model",
-            )
+            yield "base_model is the model itself", "name what it was made from, or leave it out"
         elif "/" not in base:
-            yield f"~base_model {base!r} has no owner", "write owner/name", "base_model"
+            yield f"~base_model {base!r} has no owner", "write owner/name"
 
 
 def _relation(subject: Subject) -> Iterator[Found]:
-    relation, where = subject.fields.get("base_model_relation"), "base_model_relation"
+    relation = subject.fields.get("base_model_relation")
     if relation is None:
         return
+    quantized = "quantization_config" in subject.config or any(n.endswith(".gguf") for n in subject.names)
+    expected = "adapter" if subject.adapter else "quantized" if quantized else "finetune"
+    expected = "merge" if len(subject.bases) > 1 else expected
     if relation not in RELATIONS:
-        yield f"base_model_relation is {relation!r}", f"use one of {', '.join(RELATIONS)}", where
+        yield f"base_model_relation is {relation!r}", f"use one of {', '.join(RELATIONS)}"
     elif not subject.bases:
-        yield "a base_model_relation without a base_model", "name the base model", where
-    else:
-        quantized = "quantization_config" in subject.config or any(n.endswith(".gguf") for n in subject.names)
-        expected = "adapter" if subject.adapter else "quantized" if quantized else "finetune"
-        expected = "merge" if len(subject.bases) > 1 else expected
-        if relation != expected:
-            yield (
-                f"base_model_relation is {relation}, but the files say {expected}",
-                f"write {expected}",
-                where,
-            )
+        yield "a base_model_relation without a base_model", "name the base model"
+    elif relation != expected:
+        yield f"base_model_relation is {relation}, but the files say {expected}", f"write {expected}"
 
 
 def _task(subject: Subject) -> Iterator[Found]:
@@ -110,107 +100,77 @@ def _task(subject: Subject) -> Iterator[Found]:
     if task is None:
         return
     if task not in TASKS:
-        yield f"pipeline_tag {task!r} is not known", "use a task of the Hub", "pipeline_tag"
+        yield f"pipeline_tag {task!r} is not known", "use a task of the Hub"
+        return
     for name in subject.config.get("architectures") or []:
         fitting = next((tasks for head, tasks in HEADS.items() if str(name).endswith(head)), (task,))
-        if task in TASKS and task not in fitting:
-            yield (
-                f"pipeline_tag is {task}, but {name} is for {fitting[0]}",
-                f"write {fitting[0]}",
-                "pipeline_tag",
-            )
+        if task not in fitting:
+            yield f"pipeline_tag is {task}, but {name} is for {fitting[0]}", f"write {fitting[0]}"
 
 
 def _library(subject: Subject) -> Iterator[Found]:
     library = subject.fields.get("library_name")
     remote = "sentence-transformers" if "modules.json" in subject.names else "transformers"
     expected = "peft" if subject.adapter else remote if subject.config.get("architectures") else library
-    if library is not None and library != expected:
-        yield (
-            f"library_name is {library!r}, but the files are of {expected}",
-            f"write {expected}",
-            "library_name",
-        )
+    if library not in {None, expected}:
+        yield f"library_name is {library!r}, but the files are of {expected}", f"write {expected}"
 
 
 def _language(subject: Subject) -> Iterator[Found]:
-    given = subject.fields.get("language", [])
-    for code in given if isinstance(given, list) else [given]:
+    for code in subject.listed("language"):
         if code is False:
-            yield "language no was read as false", "write 'no' in quotes", "language"
+            yield "language no was read as false", "write 'no' in quotes"
         elif code not in LANGUAGES and not re.fullmatch(r"[a-z]{3}", str(code)):
-            yield f"language {code!r} is no ISO 639 code", "write a code such as en", "language"
+            yield f"language {code!r} is no ISO 639 code", "write a code such as en"
 
 
 def _datasets(subject: Subject) -> Iterator[Found]:
-    given = subject.fields.get("datasets", [])
-    for name in given if isinstance(given, list) else [given]:
+    for name in subject.listed("datasets"):
         if not is_repository(name, owner=False):
-            yield f"dataset {name!r} is no id on the Hub", "write owner/name", "datasets"
+            yield f"dataset {name!r} is no id on the Hub", "write owner/name"
 
 
 def _tags(subject: Subject) -> Iterator[Found]:
     given = subject.fields.get("tags", [])
     if not isinstance(given, list):
-        yield "tags are no list", "write one tag a line, each behind a dash", "tags"
+        yield "tags are no list", "write one tag a line, each behind a dash"
         return
     for tag in given:
         if not isinstance(tag, str):
-            yield f"tag {tag!r} is no text", "put it in quotes", "tags"
+            yield f"tag {tag!r} is no text", "put it in quotes"
         elif re.match(r"base_model:(\w+:)?(/|\.|~)", tag):
             yield f"tag {tag!r} holds a path", "remove the tag", tag
 
 
 def _results(subject: Subject) -> Iterator[Found]:
-    index, where = subject.fields.get("model-index"), "model-index"
     try:
-        for model in index or ():
+        for model in subject.fields.get("model-index") or ():
             if not model.get("name"):
-                yield "model-index without a name", "give name", where
+                yield "model-index without a name", "give name"
             for result in model["results"]:
                 wanted = [result["task"]["type"], result["dataset"]["type"], result["dataset"]["name"]]
                 for metric in result["metrics"]:
                     value = metric["value"]
                     number = isinstance(value, int | float) and not isinstance(value, bool)
                     if not number or not math.isfinite(value):
-                        yield (
-                            f"metric {metric['type']} is {value!r}, no finite number",
-                            "write the figure",
-                            where,
-                        )
+                        yield f"metric {metric['type']} is {value!r}, no finite number", "write the figure"
                     wanted.append(metric["type"])
                 if not all(isinstance(word, str) and word for word in wanted):
-                    yield (
-                        "model-index with an empty name",
-                        "fill task.type, dataset.type, .name, metric.type",
-                        where,
-                    )
+                    yield "model-index with an empty name", "fill task.type, dataset.type, .name, metric.type"
     except (KeyError, TypeError, AttributeError) as error:
-        yield (
-            f"model-index lacks {error}",
-            "give name, results: task.type, dataset.type and .name, metrics",
-            where,
-        )
+        fix = "give name, results: task.type, dataset.type and .name, metrics"
+        yield f"model-index lacks {error}", fix
 
 
 def _sources(subject: Subject) -> Iterator[Found]:
     reports = {digest(path) for name, path in subject.files.items() if name.endswith(".json")}
-    index = subject.fields.get("model-index")
-    results = [
-        r
-        for m in (index if isinstance(index, list) else ())
-        if isinstance(m, dict)
-        for r in m.get("results") or ()
-    ]
-    for result in results:
+    models = [model for model in subject.listed("model-index") if isinstance(model, dict)]
+    for result in [r for model in models if isinstance(model.get("results"), list) for r in model["results"]]:
         source = result.get("source") if isinstance(result, dict) else None
         name = str(source.get("name")) if isinstance(source, dict) else ""
         if name != "self-reported" and name not in reports:
-            yield (
-                "a metric has no report beside it",
-                "publish the report, or say source: name: self-reported",
-                "metrics",
-            )
+            fix = "publish the report, or say source: name: self-reported"
+            yield "a metric has no report beside it", fix
 
 
 _PLACEHOLDERS = ("[More Information Needed]", "Model Card for Model ID", "TODO", "<!--")
@@ -225,11 +185,7 @@ def _placeholders(subject: Subject) -> Iterator[Found]:
 def _adapter_base(subject: Subject) -> Iterator[Found]:
     base = subject.adapter.get("base_model_name_or_path")
     if subject.adapter and base not in subject.bases:
-        yield (
-            f"the adapter was made for {base!r}, not for base_model",
-            "name the same model in both",
-            "base_model",
-        )
+        yield f"the adapter was made for {base!r}, not for base_model", "name the same model in both"
 
 
 def _files(subject: Subject) -> Iterator[Found]:
@@ -240,19 +196,18 @@ def _files(subject: Subject) -> Iterator[Found]:
         place = index.rpartition("/")[0]
         mapped = {f"{place}/{n}".lstrip("/") for n in map(str, (document.get("weight_map") or {}).values())}
         if missing := sorted(mapped - names):
-            yield f"{index} names {missing[0]}, which is not there", "add the missing files", ""
+            yield f"{index} names {missing[0]}, which is not there", "add the missing files"
         if orphans := sorted({n for n in shards if n.rpartition("/")[0] == place} - mapped):
-            yield f"{orphans[0]} is not in {index}", "remove it, or add it to the index", ""
+            yield f"{orphans[0]} is not in {index}", "remove it, or add it to the index"
         total = (document.get("metadata") or {}).get("total_size")
         stored = sum(tensor["bytes"] for tensor in subject.weights.get("tensors", ()))
         if total is not None and stored and total != stored:
-            yield f"{index} states {total:,} bytes, the shards hold {stored:,}", "write the index again", ""
+            yield f"{index} states {total:,} bytes, the shards hold {stored:,}", "write the index again"
     if shards and not any(n.endswith(".index.json") for n in names):
-        yield f"{min(shards)} has no index", "add model.safetensors.index.json", ""
-    if pickled := sorted(
-        n for n in names if Path(n).suffix in PICKLES and any(m.endswith(".safetensors") for m in names)
-    ):
-        yield f"{pickled[0]} is a pickle beside safetensors", "remove it", ""
+        yield f"{min(shards)} has no index", "add model.safetensors.index.json"
+    pickled = sorted(n for n in names if Path(n).suffix in PICKLES)
+    if pickled and any(n.endswith(".safetensors") for n in names):
+        yield f"{pickled[0]} is a pickle beside safetensors", "remove it"
 
 
 _COUNTED = re.compile(
@@ -270,11 +225,8 @@ def _stated(subject: Subject) -> Iterator[Found]:
         number, unit = float(match[1].replace(",", "")), match[2] or (match[3] or "")[:1]
         exact = not unit and number >= 1000
         if (exact and number != total) or (unit and abs(number * _UNITS[unit] - total) > 0.05 * total):
-            yield (
-                f"{'' if exact else '~'}the card says {match[0]}, the files hold {total:,}",
-                "correct it",
-                match[0],
-            )
+            doubt = "" if exact else "~"
+            yield f"{doubt}the card says {match[0]}, the files hold {total:,}", "correct it", match[0]
     held = {tensor["dtype"] for tensor in subject.weights["tensors"]}
     for match in _STORED.finditer(subject.body):
         if set(match[1].strip(", ").split(", ")) != held:
@@ -305,28 +257,25 @@ def _base_license(subject: Subject) -> Iterator[Found]:
         except (HilmError, KeyError, UnicodeDecodeError):
             continue  # its card is not on this machine
         if theirs and theirs != subject.fields.get("license"):
-            yield (
-                f"{base} is under {theirs!r}",
-                "make sure that the licence of the base allows yours",
-                "license",
-            )
+            yield f"{base} is under {theirs!r}", "make sure that the licence of the base allows yours"
 
 
-RULES: tuple[tuple[str, str, Callable[[Subject], Iterator[Found]]], ...] = (
-    ("C02", "error", _license),
-    ("C03", "error", _base),
-    ("C04", "error", _relation),
-    ("C05", "error", _task),
-    ("C06", "error", _library),
-    ("C07", "warning", _language),
-    ("C08", "error", _datasets),
-    ("C09", "error", _tags),
-    ("C10", "error", _results),
-    ("C11", "warning", _sources),
-    ("C12", "error", _placeholders),
-    ("C15", "error", _adapter_base),
-    ("C16", "error", _files),
-    ("C18", "error", _stated),
-    ("C19", "error", _snippets),
-    ("C20", "warning", _base_license),
+RULES: tuple[tuple[str, str, str, Callable[[Subject], Iterator[Found]]], ...] = (
+    ("C02", "error", "license", _license),
+    ("C03", "error", "base_model", _base),
+    ("C04", "error", "base_model_relation", _relation),
+    ("C05", "error", "pipeline_tag", _task),
+    ("C06", "error", "library_name", _library),
+    ("C07", "warning", "language", _language),
+    ("C08", "error", "datasets", _datasets),
+    ("C09", "error", "tags", _tags),
+    ("C10", "error", "model-index", _results),
+    ("C11", "warning", "metrics", _sources),
+    ("C12", "error", "", _placeholders),
+    ("C15", "error", "base_model", _adapter_base),
+    ("C16", "error", "", _files),
+    ("C18", "error", "", _stated),
+    ("C19", "error", "", _snippets),
+    ("C20", "warning", "license", _base_license),
 )
+"""Name, level, words that show the line, and what finds the faults."""

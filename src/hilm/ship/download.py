@@ -65,27 +65,12 @@ def pull(
         )
     folder = Path(local_dir) if local_dir is not None else None
     home = cache_folder() / f"models--{repo_id.replace('/', '--')}"
-    if repository.offline:
-        path = home / "snapshots" / repository.commit
-        damaged = _drop_damaged(path, files)
-    else:
-        _check_room(files, folder or cache_folder())
-        path = _fetch(repository, files, folder, token)
-        if damaged := _drop_damaged(path, files):
-            path = _fetch(repository, damaged, folder, token)
-            damaged = _drop_damaged(path, damaged)
-    if damaged:
-        raise ChecksumMismatch(
-            f"{damaged[0].name} of {repo_id} does not match its digest", hint="pull it again"
-        )
-    told = [
-        {"name": f.name, "size": f.size, "digest": f"{'sha256' if f.sha256 else 'git'}:{f.etag}"}
-        for f in files
-    ]
+    path = folder or home / "snapshots" / repository.commit
+    _obtain(repository, files, path, folder, token)
     document = {
         "repo": repo_id,
         "commit": repository.commit,
-        "files": told,
+        "files": [{"name": f.name, "size": f.size, "digest": _digest(f)} for f in files],
         "bytes": sum(f.size for f in files),
     }
     if folder is not None:
@@ -142,10 +127,37 @@ def _check_room(files: Sequence[HubFile], folder: Path) -> None:
         )
 
 
+def _obtain(
+    repository: HubRepository,
+    files: Sequence[HubFile],
+    path: Path,
+    folder: Path | None,
+    token: str | None,
+) -> None:
+    """Have all files in ``path``, whole; what came damaged is fetched once more.
+
+    Raises:
+        ChecksumMismatch: It was damaged again.
+    """
+    damaged = files
+    if not repository.offline:
+        _check_room(files, folder or cache_folder())
+        _fetch(repository, files, folder, token)
+        if damaged := _drop_damaged(path, files):
+            _fetch(repository, damaged, folder, token)
+    if damaged := _drop_damaged(path, damaged):
+        message = f"{damaged[0].name} of {repository.repo_id} does not match its digest"
+        raise ChecksumMismatch(message, hint="pull it again")
+
+
+def _digest(file: HubFile) -> str:
+    return f"{'sha256' if file.sha256 else 'git'}:{file.etag}"
+
+
 def _fetch(
     repository: HubRepository, files: Sequence[HubFile], folder: Path | None, token: str | None
-) -> Path:
-    found = attempt(
+) -> None:
+    attempt(
         repository.repo_id,
         client(token).snapshot_download,
         repository.repo_id,
@@ -154,4 +166,3 @@ def _fetch(
         cache_dir=cache_folder(),
         local_dir=folder,
     )
-    return Path(found)

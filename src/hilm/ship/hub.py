@@ -30,6 +30,7 @@ PATIENCE = Patience(tries=5, first=1.0, longest=30.0, obey=120.0)
 CONFLICT = 412
 _LOGIN = "hilm login, or set HF_TOKEN"
 _TOKENS = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+")
+_XET_REFUSED = re.compile(r"\((401|403) ")
 _SIGNATURE = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
 
 
@@ -110,6 +111,8 @@ def translate(error: Exception, what: str) -> Transient:
                 raise OfflineError(f"{what}: the Hub's client is offline") from None
             case errors.HfHubHTTPError():
                 return _judge(link, what)
+            case ConnectionError() if refused := _XET_REFUSED.search(str(link)):
+                raise AuthRequired(f"{what}: Xet refuses the token ({refused[1]})", hint=_LOGIN) from None
             case TransportError() | ConnectionError() | TimeoutError():
                 return Transient(f"no answer ({type(link).__name__})")
     match error:

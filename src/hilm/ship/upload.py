@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from hilm.weights.hub_files import HubFile
 
+SECRETS = "C14"
+"""The rule that nothing waives."""
+
 
 @dataclass(frozen=True, slots=True)
 class PushPlan:
@@ -115,7 +118,7 @@ def push(
         revision: Branch; ``main`` by default.
         message: Of the commit.
         token: Instead of ``HF_TOKEN`` or the stored login.
-        check_card: Whether to check the card; it must be for a public repository.
+        check_card: Whether to check more than for secrets; it must be for a public repository.
         force: Publish in spite of a card with errors; secrets are never published.
 
     Returns:
@@ -137,17 +140,11 @@ def push(
         if not plan.head:
             attempt(repo_id, api.create_repo, repo_id, private=private is not False, exist_ok=True)
         elif (private or not check_card) and not attempt(repo_id, api.model_info, repo_id).private:
-            raise UsageError(
-                f"{repo_id} exists and is public", hint="leave out --private and --no-card-check"
-            )
+            hint = "leave out --private and --no-card-check"
+            raise UsageError(f"{repo_id} exists and is public", hint=hint)
         commit = _commit(api, staged.files, repo_id, revision, message, token)
-    url = f"{hub_address()}/{repo_id}"
-    return plan.describe() | {
-        "commit": commit,
-        "url": url,
-        "created": not plan.head,
-        "pushed": len(plan.sent),
-    }
+    done = {"commit": commit, "url": f"{hub_address()}/{repo_id}", "created": not plan.head}
+    return plan.describe() | done | {"pushed": len(plan.sent)}
 
 
 def _named(repo_id: str) -> str:
@@ -161,7 +158,7 @@ def _named(repo_id: str) -> str:
 def _plan(
     staged: Staged, repo_id: str, revision: str | None, token: str | None, *, check_card: bool
 ) -> PushPlan:
-    findings = check(staged.folder, repo_id, files=staged.files) if check_card else []
+    findings = check(staged.folder, repo_id, files=staged.files, scan=check_card)
     head, remote = _remote(repo_id, revision, token)
     return PushPlan(
         repo_id=repo_id,
@@ -170,7 +167,7 @@ def _plan(
         sizes={name: path.stat().st_size for name, path in staged.files.items()},
         remote_only=sorted(remote.keys() - staged.files.keys()),
         left_out=list(staged.left_out),
-        findings=findings,
+        findings=[found for found in findings if check_card or found.rule == SECRETS],
         card=staged.files[CARD].read_text("utf-8", errors="replace"),
     )
 
@@ -209,7 +206,7 @@ def _gate(plan: PushPlan, *, force: bool) -> None:
     Raises:
         InputError: There are some.
     """
-    errors = [f for f in plan.findings if f.level == "error" and (not force or f.rule == "C14")]
+    errors = [f for f in plan.findings if f.level == "error" and (not force or f.rule == SECRETS)]
     if errors:
         first = errors[0]
         where = f"{first.file}:{first.line}" if first.line else first.file or "weights"
