@@ -20,7 +20,7 @@ SAYS = {
         r"^  mlp +mean [+-]0\.\d{4}  std 0\.\d{4}  max \d\.\d{3}$",
         r"^largest attention weight: \d\.\d{3}$",
     ],
-    "02_find_relatives.py": [r": pruned \(z \d\d\.\d, p \d\.\de-\d{3}\)$", r" 50% of it is zero "],
+    "02_find_relatives.py": [r": pruned \(z \d\d\.\d, p \d\.\de-\d{3}\)$", r" with 50% set to zero "],
     "03_archive_and_verify.py": [
         r"\.mp4: 2\d\.\d\d bits a weight$",
         r"^[1-9]\d+ parts checked, 0 bad$",
