@@ -265,7 +265,7 @@ def test_kill_9_of_a_delta(family, tmp_path, bits):
 
 
 @pytest.mark.parametrize(
-    "moments", [[3, 12], pytest.param(range(43), marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+    "moments", [[3, 12], pytest.param(range(COUNT), marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
 )
 def test_kill_9_at_any_moment(model, whole, tmp_path, moments):
     out = tmp_path / "x"
