@@ -19,14 +19,14 @@ import hashlib
 import json
 import re
 import socket
-import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from tests.servers import Quiet
 from tests.xet_store import XetStore
 
 GOOD = "hf_goodTokenOfTheTests0001"
@@ -139,14 +139,6 @@ class HubServer:
 
         class Handler(_Handler):
             hub = server
-
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 64
-
-            def handle_error(self, request, client_address):
-                if not isinstance(sys.exception(), (OSError, ValueError)):
-                    super().handle_error(request, client_address)
 
         self.http = Quiet(("127.0.0.1", 0), Handler)
         self.port = self.http.server_address[1]

@@ -55,6 +55,17 @@ class Seen:
     client: tuple
 
 
+class Quiet(ThreadingHTTPServer):
+    """A server that says nothing of clients that went away."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), (OSError, ValueError)):
+            super().handle_error(request, client_address)
+
+
 class Server:
     """Serves ``files`` (path → bytes or Path) and records every request; ``faults`` are used up in order."""
 
@@ -70,14 +81,6 @@ class Server:
 
         class Handler(_Handler):
             server_of = owner
-
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 64
-
-            def handle_error(self, request, client_address):
-                if not isinstance(sys.exception(), (OSError, ValueError)):
-                    super().handle_error(request, client_address)
 
         self.http = Quiet(("127.0.0.1", 0), Handler)
         self.port = self.http.server_address[1]

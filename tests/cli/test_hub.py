@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -148,3 +149,9 @@ def test_a_batch_with_one_failure(online, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "someone/m-a" in captured.out
     assert "C19" in captured.err
+
+
+def test_an_empty_stdin_is_no_token(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["whoami", "--token", "-"]) == 2
+    assert "no token on stdin" in capsys.readouterr().err

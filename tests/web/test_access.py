@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from hilm.errors import StorageError, UsageError
+from hilm.errors import UsageError
 from hilm.web import access
 from hilm.web.access import LOOPBACK, Guard, add_user, read_users
 
@@ -121,5 +121,5 @@ def test_files_that_are_no_auth_files(tmp_path, text):
     (tmp_path / "people").write_text(text)
     with pytest.raises(UsageError, match="people"):
         read_users(tmp_path / "people")
-    with pytest.raises(StorageError):
+    with pytest.raises(UsageError, match="cannot read"):
         read_users(tmp_path / "nowhere")

@@ -29,7 +29,10 @@ def token_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def read_token(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     """Take a token from stdin, or warn about one on the command line."""
     if value == "-":
-        return sys.stdin.readline().strip()
+        given = sys.stdin.readline().strip()
+        if not given:
+            raise UsageError("there is no token on stdin", hint="hilm login --token - < FILE")
+        return given
     if value:
         output.note(
             "the shell's history and the list of processes show --token", label="warning", color="yellow"

@@ -14,7 +14,7 @@ from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from typing import TYPE_CHECKING, Any
 
-from hilm.errors import StorageError, UsageError
+from hilm.errors import UsageError
 from hilm.files import write_file
 
 if TYPE_CHECKING:
@@ -65,13 +65,12 @@ def read_users(path: Path) -> dict[str, tuple[bytes, bytes]]:
     """Salt and hash of every user of an auth file.
 
     Raises:
-        StorageError: It cannot be read.
-        UsageError: It has no users, or a line of another form.
+        UsageError: It cannot be read, has no users, or a line of another form.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint="--add-user NAME makes it") from error
     users = {}
     for number, line in enumerate(lines, 1):
         user, _, rest = line.partition(":")
